@@ -1,0 +1,47 @@
+# The two commands: `make reproduce` and `make test`. Each sets up its own .venv first.
+PROFILE ?= cpu
+DATA ?=
+OUT ?= .
+CORES ?= $(shell nproc)
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+
+export PYTHONHASHSEED := 0
+export TQDM_MININTERVAL ?= 5
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lab readme clean
+
+help:
+	@echo "make reproduce [PROFILE=smoke|cpu|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
+	@echo "make test                                                                           the tests"
+	@echo "make lab                                                                            JupyterLab on the notebooks"
+	@echo "make readme                                                                         README's numbers from results/"
+
+$(READY): pyproject.toml constraints.txt
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdlib needs Python 3.11 or newer")'
+	test -x $(PYTHON) || python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv torch
+	.venv/bin/uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable '.[test]'
+	touch $(READY)
+
+# Whoever holds the lock knows that no other workflow lives, so a lock that a killed one left behind may go.
+reproduce: $(READY)
+	@mkdir -p runs
+	@flock runs/.lock sh -ec '\
+	  set -- --config profile=$(PROFILE) data="$(DATA)" out="$(OUT)"; \
+	  $(PYTHON) -m snakemake --quiet all --unlock "$$@" >/dev/null 2>&1 || true; \
+	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --retries 1 \
+	    --quiet rules host "$$@"'
+
+test: $(READY)
+	$(PYTHON) -m pytest tests
+
+lab: $(READY)
+	$(PYTHON) -m jupyterlab notebooks
+
+readme: $(READY)
+	$(PYTHON) -m pdlib.report README.md
+
+clean:
+	rm -rf runs .venv .snakemake

@@ -1,0 +1,1 @@
+"""PD-DDPM and its relatives: one reverse chain with a pluggable start and finish, for medical image segmentation."""

@@ -1,0 +1,68 @@
+"""Where things lie: the only file that knows the tree."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+NOTEBOOKS = ROOT / "notebooks"
+STYLE = ROOT / "figures" / "paper.mplstyle"
+PAPER_NUMBERS = ROOT / "results" / "paper.csv"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one profile under an output root: runs (ignored by git), results and figures."""
+
+    out: Path
+    profile: str
+
+    @property
+    def runs(self) -> Path:
+        """Checkpoints, samples, executed notebooks."""
+        return self.out / "runs" / self.profile
+
+    @property
+    def results(self) -> Path:
+        """Tidy CSV files, each with its stamp."""
+        return self.out / "results" / self.profile
+
+    @property
+    def figures(self) -> Path:
+        """Pictures and tables, rebuilt from results."""
+        return self.out / "figures" / self.profile
+
+    @property
+    def cases(self) -> Path:
+        """What the first notebook found: the data folder, its fingerprint and its preprocessing."""
+        return self.runs / "cases.json"
+
+    @property
+    def folds(self) -> Path:
+        """The subject-level folds."""
+        return self.results / "folds.csv"
+
+    def weights(self, name: str) -> Path:
+        """The folder of one training."""
+        return self.runs / "weights" / name
+
+    def presegs(self, name: str) -> Path:
+        """The folder of one segmenter's predictions."""
+        return self.runs / "presegs" / name
+
+    def samples(self, *names: str) -> Path:
+        """The folder of one chain's sampled members."""
+        return self.runs.joinpath("samples", *names)
+
+
+def layout(profile: str, out: str = "") -> Layout:
+    """The layout of a profile under out, or under the repository where out is empty."""
+    return Layout(Path(out).resolve() if out else ROOT, profile)
+
+
+def latest_weights() -> Path:
+    """The weights folder whose denoiser was trained last, for `segment`; FileNotFoundError where there is none."""
+    found = sorted(ROOT.glob("runs/*/weights/denoiser/best.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"{ROOT / 'runs'}: no trained weights; run `make reproduce` or pass --weights")
+    return found[-1].parents[1]
