@@ -1,0 +1,95 @@
+"""python -m pdlib: check a folder of cases, score a mask, segment one patient."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; its exit code. A refused input is one line on stderr and code 2, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    arguments = vars(_parser().parse_args(argv))
+    command = arguments.pop("command")
+    try:
+        return command(**arguments)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"pdlib: {_one_line(error)}", file=sys.stderr)
+        return 1 if command is check else 2
+
+
+def check(folder: Path) -> int:
+    """Read every case of a folder; a line for each, then the count. 0 where all are sound."""
+    from pdlib.data.wmh import CaseError, find_cases, read_case
+
+    refused = 0
+    cases = find_cases(folder)
+    for case in cases:
+        try:
+            volume = read_case(case, clip_percentiles=(0, 100))
+        except CaseError as error:
+            refused += 1
+            print(f"refused   {case.subject}  {error}", flush=True)
+            continue
+        shape = "x".join(map(str, volume.mask.shape))
+        spacing = "x".join(f"{size:.3g}" for size in volume.spacing_mm)
+        print(f"accepted  {case.subject}  zyx {shape}  {spacing} mm  lesions {volume.lesion_ml:.3f} ml", flush=True)
+    print(f"{len(cases) - refused} accepted, {refused} refused")
+    return 1 if refused else 0
+
+
+def score(reference: Path, prediction: Path) -> int:
+    """Print the scores of a predicted mask against a reference as JSON; an undefined score is null."""
+    from pdlib.data.wmh import read_score_pair
+    from pdlib.metrics import score_volume
+
+    scores = score_volume(*read_score_pair(reference, prediction))
+    defined = {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
+    print(json.dumps(defined, indent=2))
+    return 0
+
+
+def segment(flair: Path, t1: Path, out: Path, weights: Path | None, brain_mask: Path | None) -> int:
+    """Segment one patient's FLAIR and T1 into files in `out`."""
+    from pdlib.segment import segment_files
+
+    segment_files(flair, t1, out, weights=weights, brain_mask=brain_mask)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pdlib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("check", help="read every case below a folder; say what is wrong with which")
+    one.add_argument("folder", type=Path, metavar="FOLDER", help="cases in the WMH layout, at any depth")
+    one.set_defaults(command=check)
+
+    one = commands.add_parser("score", help="score a predicted mask against a reference; JSON on stdout")
+    one.add_argument("reference", type=Path, metavar="REFERENCE", help="NIfTI: 0, 1 lesion, 2 other (ignored)")
+    one.add_argument("prediction", type=Path, metavar="PREDICTION", help="NIfTI on the same grid: nonzero is lesion")
+    one.set_defaults(command=score)
+
+    one = commands.add_parser("segment", help="segment one patient: mask, mean and uncertainty on the FLAIR's grid")
+    one.add_argument("--flair", type=Path, required=True, help="NIfTI, bias-corrected")
+    one.add_argument("--t1", type=Path, required=True, help="NIfTI on the FLAIR's grid")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    one.add_argument("--weights", type=Path, metavar="DIR", help="trained networks (default: those of the last run)")
+    one.add_argument("--brain-mask", type=Path, metavar="FILE", help="NIfTI on the FLAIR's grid: nonzero is brain")
+    one.set_defaults(command=segment)
+    return parser
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error})" if str(error) else "out of memory"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The command line: what it prints, how it ends, what it does not load."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pdlib.__main__ import main
+
+AFFINE = np.diag([-1, 1, 2, 1.0])
+
+
+def save(path, array, dtype=np.float32, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.asarray(array).astype(dtype), affine), path)
+    return str(path)
+
+
+def save_case(folder, lesion_voxels=500):
+    scan = np.zeros((16, 16, 8))
+    scan[2:14, 2:14, 1:7] = np.random.default_rng(0).integers(100, 200, (12, 12, 6))
+    mask = np.zeros(scan.shape)
+    mask.flat[:lesion_voxels] = 1
+    for name, array in (("pre/FLAIR", scan), ("pre/T1", scan[::-1]), ("wmh", mask)):
+        save(folder / f"{name}.nii.gz", array)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """Three lesion voxels and one of other pathology."""
+    labels = np.zeros((8, 8, 4))
+    labels[2, 2, 1:4] = 1
+    labels[6, 6, 1] = 2
+    return save(tmp_path / "reference.nii.gz", labels), labels
+
+
+def test_check_accepts_and_counts(tmp_path, capsys):
+    save_case(tmp_path / "Utrecht" / "0")
+    save_case(tmp_path / "Zürich" / "a b.", lesion_voxels=0)
+    assert main(["check", str(tmp_path)]) == 0
+    first, second, count = capsys.readouterr().out.splitlines()
+    assert first.split() == "accepted Utrecht/0 zyx 8x16x16 2x1x1 mm lesions 1.000 ml".split()
+    assert "Zürich/a b." in second and count == "2 accepted, 0 refused"
+
+
+def test_check_refuses_and_goes_on(tmp_path, capsys):
+    save_case(tmp_path / "Utrecht" / "0")
+    save_case(tmp_path / "Utrecht" / "1")
+    broken = tmp_path / "Utrecht" / "0" / "pre" / "T1.nii.gz"
+    broken.write_bytes(b"")
+    assert main(["check", str(tmp_path)]) == 1
+    first, second, count = capsys.readouterr().out.splitlines()
+    assert first == f"refused   Utrecht/0  {broken}: empty file (0 bytes)"
+    assert second.startswith("accepted  Utrecht/1") and count == "1 accepted, 1 refused"
+
+
+def test_check_of_nothing_fails(tmp_path, capsys):
+    assert main(["check", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"pdlib: {tmp_path}: no case found (no folder below holds wmh.nii.gz or pre/FLAIR.nii.gz)\n"
+    )
+
+
+@pytest.mark.parametrize(("dtype", "on"), [("uint8", 255), ("uint8", 1), ("int16", 1), ("float32", 1), ("float64", 1)])
+def test_score_counts_any_nonzero_and_leaves_out_label_2(tmp_path, capsys, reference, dtype, on):
+    path, labels = reference
+    predicted = np.zeros(labels.shape)
+    predicted[2, 2, 1:3] = on
+    predicted[6, 6, 1] = on
+    assert main(["score", path, save(tmp_path / "p.nii.gz", predicted, dtype)]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["dice"] == pytest.approx(2 * 2 / (2 + 3)) and scores["jaccard"] == pytest.approx(2 / 3)
+
+
+def test_score_prints_null_for_what_is_undefined(tmp_path, capsys, reference):
+    path, labels = reference
+    assert main(["score", path, save(tmp_path / "p.nii.gz", labels * 0)]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["hd95_mm"] is None and scores["dice"] == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "cause"),
+    [
+        (np.full((8, 8, 4), 0.4), AFFINE, "threshold it first"),
+        (np.full((8, 8, 4), -1), AFFINE, "threshold it first"),
+        (np.ones((8, 8, 5)), AFFINE, "shape (8, 8, 5) differs"),
+        (np.ones((8, 8, 4)), np.diag([-1, 1, 3, 1.0]), "affine differs"),
+    ],
+)
+def test_score_refuses_in_one_line(tmp_path, capsys, reference, array, affine, cause):
+    prediction = save(tmp_path / "p.nii.gz", array, affine=affine)
+    assert main(["score", reference[0], prediction]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"pdlib: {prediction}: ") and cause in err and err.count("\n") == 1
+
+
+def fake_segment(monkeypatch, segment_files):
+    monkeypatch.setitem(sys.modules, "pdlib.segment", SimpleNamespace(segment_files=segment_files))
+
+
+def test_segment_passes_its_arguments(tmp_path, monkeypatch):
+    seen = []
+    fake_segment(monkeypatch, lambda *args, **kwargs: seen.append(([*map(str, args)], kwargs)))
+    assert main(["segment", "--flair", "f.nii", "--t1", "t.nii", "--out", "o"]) == 0
+    assert seen == [(["f.nii", "t.nii", "o"], {"weights": None, "brain_mask": None})]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("f.nii: no\ncontrast"), "pdlib: f.nii: no contrast\n"),
+        (PermissionError(13, "Permission denied", "o/mask.nii.gz"), "pdlib: o/mask.nii.gz: Permission denied\n"),
+        (MemoryError(), "pdlib: out of memory\n"),
+    ],
+)
+def test_segment_fails_in_one_line(monkeypatch, capsys, error, line):
+    def fail(*args, **kwargs):
+        raise error
+
+    fake_segment(monkeypatch, fail)
+    assert main(["segment", "--flair", "f.nii", "--t1", "t.nii", "--out", "o"]) == 2
+    assert capsys.readouterr().err == line
+
+
+def test_check_loads_no_network(tmp_path):
+    save_case(tmp_path / "Utrecht" / "0")
+    code = (
+        "import sys; from pdlib.__main__ import main; main(sys.argv[1:]); print({'torch', 'monai'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "check", tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_help_and_wrong_usage():
+    for arguments, code in ((["--help"], 0), (["segment", "--help"], 0), ([], 2), (["score", "one"], 2)):
+        done = subprocess.run([sys.executable, "-m", "pdlib", *arguments], capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr
