@@ -1,0 +1,230 @@
+"""The columns of a score, tables on disk, and the stamp that says what made them."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = (
+    "method",
+    "fold",
+    "seed",
+    "subject",
+    "site",
+    "split",
+    "t_prime",
+    "ensemble_size",
+    "nfe",
+    "seconds",
+    "metric",
+    "value",
+    "unit",
+)
+TEXT = ("method", "subject", "site", "split", "metric", "unit")
+WHOLE = ("fold", "seed", "t_prime", "ensemble_size", "nfe")
+KEY = tuple(column for column in COLUMNS if column not in ("seconds", "value", "unit"))
+UNITS = {
+    "dice": "1",
+    "jaccard": "1",
+    "hd95_mm": "mm",
+    "hd95_voxel": "voxel",
+    "lesion_recall": "1",
+    "lesion_precision": "1",
+    "lesion_f1": "1",
+    "avd_percent": "%",
+    "uncertainty": "1",
+    "relative_uncertainty": "1",
+    "entropy": "nat",
+}
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "nilearn", "pandas", "matplotlib")
+OUTPUTS = ("*.csv", "*.stamp.json", "*.png", "*.pdf", "*.md")
+
+
+def score_rows(
+    scores: Mapping[str, float],
+    *,
+    method: str,
+    fold: int,
+    seed: int,
+    subject: str,
+    site: str,
+    split: str,
+    nfe: int,
+    seconds: float,
+    t_prime: int | None = None,
+    ensemble_size: int | None = None,
+) -> pd.DataFrame:
+    """One subject's scores, {metric: value}, as tidy rows of COLUMNS with the unit of each metric.
+
+    t_prime and ensemble_size are left out for a method that has none. ValueError: a metric without a unit in UNITS.
+    """
+    unknown = sorted(set(scores) - set(UNITS))
+    if unknown:
+        raise ValueError(f"{unknown[0]}: a metric without a unit (known: {', '.join(UNITS)})")
+    frame = pd.DataFrame({"metric": list(scores), "value": list(scores.values()), "unit": [UNITS[m] for m in scores]})
+    return _typed(
+        frame.assign(
+            method=method,
+            fold=fold,
+            seed=seed,
+            subject=subject,
+            site=site,
+            split=split,
+            t_prime=t_prime,
+            ensemble_size=ensemble_size,
+            nfe=nfe,
+            seconds=seconds,
+        )[list(COLUMNS)]
+    )
+
+
+def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) -> None:
+    """Write frame to path (CSV), and its stamp with the table's SHA-256 to `<name>.stamp.json` beside it.
+
+    Known columns come first in the order of COLUMNS, the others by name; floats keep six significant digits, NaN is an
+    empty field. Score rows (all of COLUMNS) are sorted, so that jobs finishing in another order write the same bytes;
+    other tables keep their order. Each file appears whole or not at all.
+    """
+    path = Path(path)
+    known = [column for column in COLUMNS if column in frame]
+    frame = _typed(frame)[known + sorted(set(frame) - set(known))]
+    if _are_scores(frame):
+        frame = frame.sort_values(list(KEY), kind="stable")
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    _replace(path, text)
+    _replace(_stamp_path(path), json.dumps({**stamp, "sha256": _sha256(text)}, indent=2, sort_keys=True) + "\n")
+
+
+def read_table(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a table that `write_table` wrote, with the same column types. ValueError: no such table, or no CSV."""
+    try:
+        text_columns = dict.fromkeys(TEXT, str)
+        frame = pd.read_csv(path, dtype=text_columns, keep_default_na=False, na_values=_numbers_only(path))
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path}: not a readable table ({error})") from error
+    return _typed(frame)
+
+
+def read_stamp(path: str | os.PathLike) -> dict:
+    """The stamp of the table at path. ValueError: none there, or the table is not the one that was stamped."""
+    try:
+        stamp = json.loads(_stamp_path(Path(path)).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no readable stamp ({error})") from error
+    if stamp.get("sha256") != _sha256(text):
+        raise ValueError(f"{path}: the table was changed after it was stamped")
+    return stamp
+
+
+def append_rows(path: str | os.PathLike, rows: pd.DataFrame, stamp: Mapping) -> pd.DataFrame:
+    """Add score rows to the table at path, or start it; a row with the same KEY is replaced. Returns the whole table.
+
+    The stamps of the earlier rows stay under "earlier". For one writer at a time: concurrent jobs write a table each.
+    ValueError: rows without all of COLUMNS.
+    """
+    missing = [column for column in COLUMNS if column not in rows]
+    if missing:
+        raise ValueError(f"{path}: rows without the column {missing[0]}")
+    rows, stamp = _typed(rows), dict(stamp)
+    if Path(path).exists():
+        rows = pd.concat([read_table(path), rows], ignore_index=True)
+        before = read_stamp(path)
+        earlier = [*before.pop("earlier", []), {key: value for key, value in before.items() if key != "sha256"}]
+        stamp["earlier"] = [one for i, one in enumerate(earlier) if one != stamp and one not in earlier[:i]]
+    rows = rows.drop_duplicates(list(KEY), keep="last")
+    write_table(path, rows, stamp)
+    return read_table(path)
+
+
+def stamp(*, root: str | os.PathLike, device: str, seed: int, data_fingerprint: str, profile: str) -> dict:
+    """Where numbers come from: code (git commit at root), packages, device, seed, data and profile. No clock."""
+    packages = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            packages[package] = None
+    return {
+        "git": _git(Path(root)),
+        "packages": packages,
+        "device": str(device),
+        "seed": int(seed),
+        "data_fingerprint": data_fingerprint,
+        "profile": profile,
+    }
+
+
+def data_fingerprint(paths: Iterable[str | os.PathLike]) -> str:
+    """SHA-256 over the bytes of files and their names relative to the folder they share; order does not matter.
+
+    ValueError: no files, or one that cannot be read.
+    """
+    files = [Path(path).absolute() for path in paths]
+    if not files:
+        raise ValueError("data_fingerprint: no files")
+    shared = Path(os.path.commonpath([file.parent for file in files]))
+    total = hashlib.sha256()
+    for name, file in sorted({(file.relative_to(shared).as_posix(), file) for file in files}):
+        try:
+            with open(file, "rb") as stream:
+                content = hashlib.file_digest(stream, "sha256")
+        except OSError as error:
+            raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+        total.update(f"{content.hexdigest()} {name}\n".encode())
+    return total.hexdigest()
+
+
+def _git(root: Path) -> dict:
+    """{sha, dirty}, or {sha: None, reason}. Dirty means changed sources: tables and figures are what a run changes."""
+    status = ["status", "--porcelain", "--", ":/", *(f":(top,exclude){pattern}" for pattern in OUTPUTS)]
+    try:
+        sha, changed = (
+            subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--verify", "HEAD"], status)
+        )
+    except FileNotFoundError:
+        return {"sha": None, "reason": "git is not installed"}
+    except subprocess.CalledProcessError as error:
+        return {"sha": None, "reason": error.stderr.strip() or "git failed"}
+    return {"sha": sha, "dirty": bool(changed)}
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """In score rows whole numbers stay whole beside an empty field: a seed must not turn into 2.02e+07."""
+    if not _are_scores(frame):
+        return frame
+    try:
+        return frame.astype(dict.fromkeys(WHOLE, "Int64"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"score rows: one of {', '.join(WHOLE)} is not a whole number ({error})") from error
+
+
+def _are_scores(frame: pd.DataFrame) -> bool:
+    return set(COLUMNS) <= set(frame)
+
+
+def _numbers_only(path: str | os.PathLike) -> dict[str, list[str]]:
+    """An empty field is NaN in a column of numbers; in a column of text it is text, and so is "NA"."""
+    return {column: [""] for column in pd.read_csv(path, nrows=0).columns if column not in TEXT}
+
+
+def _stamp_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.stamp.json")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(draft, path)

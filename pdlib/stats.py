@@ -1,0 +1,87 @@
+"""Intervals and tests over subjects. Every comparison is paired; an undefined score is counted, never lost."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+
+def mean_interval(values: ArrayLike, *, resamples: int, confidence: float, seed: int) -> dict[str, float]:
+    """The mean over subjects and its bootstrap percentile interval (Efron 1979).
+
+    values [N], one a subject; NaN counts as undefined. Keys: n, n_undefined, mean, low, high. With fewer than two
+    defined values the interval is NaN. It is a little short for few subjects: a 95 % interval of normal values covers
+    the mean in 89 % of the cases for N = 12, 93 % for N = 60.
+    ValueError: values that are not one-dimensional, or infinite.
+    """
+    values = _vector("values", values)
+    defined = values[~np.isnan(values)]
+    low, high = _bootstrap(defined, resamples, confidence, seed)
+    mean = float(defined.mean()) if defined.size else np.nan
+    return {"n": defined.size, "n_undefined": values.size - defined.size, "mean": mean, "low": low, "high": high}
+
+
+def paired_comparison(
+    values_a: ArrayLike, values_b: ArrayLike, *, resamples: int, confidence: float, seed: int
+) -> dict[str, float]:
+    """Mean of a - b over subjects, its bootstrap interval, and the two-sided Wilcoxon signed-rank p-value.
+
+    values_a, values_b [N], the same subject at the same place. A pair with a NaN on either side is undefined: left out
+    and counted. Keys: n, n_undefined, mean_difference, low, high, p_value. Equal everywhere: interval [0, 0], p 1; with
+    fewer than two defined pairs interval and p are NaN. Equal pairs do not enter the ranks (Wilcoxon 1945).
+    ValueError: arrays that are not one-dimensional, of different length, or infinite.
+    """
+    a, b = _vector("values_a", values_a), _vector("values_b", values_b)
+    if a.size != b.size:
+        raise ValueError(f"values_b: {b.size} values do not pair with {a.size}")
+    interval = mean_interval(a - b, resamples=resamples, confidence=confidence, seed=seed)
+    difference = (a - b)[~np.isnan(a - b)]
+    return {
+        "n": interval["n"],
+        "n_undefined": interval["n_undefined"],
+        "mean_difference": interval["mean"],
+        "low": interval["low"],
+        "high": interval["high"],
+        "p_value": _wilcoxon(difference),
+    }
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Adjust p-values [N] for N tests at once (Holm 1979). A NaN is no test: it stays NaN and is not counted in N."""
+    p = _vector("p_values", p_values)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError("p_values: a probability lies in [0, 1]")
+    tests = np.flatnonzero(~np.isnan(p))
+    ranked = tests[np.argsort(p[tests], kind="stable")]
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[ranked] = np.minimum(np.maximum.accumulate(p[ranked] * np.arange(ranked.size, 0, -1)), 1)
+    return adjusted
+
+
+def _bootstrap(values: NDArray, resamples: int, confidence: float, seed: int) -> tuple[float, float]:
+    if values.size < 2:
+        return np.nan, np.nan
+    drawn = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+
+
+def _wilcoxon(difference: NDArray) -> float:
+    if difference.size < 2:
+        return np.nan
+    nonzero = difference[difference != 0]
+    return float(stats.wilcoxon(nonzero).pvalue) if nonzero.size else 1.0
+
+
+def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    vector = np.asarray(values, float)
+    if vector.ndim != 1:
+        raise ValueError(f"{name}: shape {vector.shape} is not one value a subject")
+    if np.isinf(vector).any():
+        raise ValueError(f"{name}: holds infinity")
+    return vector
