@@ -1,0 +1,219 @@
+"""The denoising network: the guided-diffusion U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233, appendix A).
+
+Modules carry the names of openai/guided-diffusion, so that a state dict of that family loads strictly; class labels
+(`label_emb`) are left out, for a segmentation has none. Activations keep the memory format of the input: pass
+channels_last tensors (and `.to(memory_format=torch.channels_last)` the network) for speed.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_GROUPS = 32  # the architecture's rule, at every width
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the step index (Vaswani et al. 2017), cosines first. [N] -> [N, channels] float32."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t.float()[:, None] * frequencies  # [N, channels / 2]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """Group normalisation in float32, an optional modulation, and SiLU unless `silu` is off; dtype and layout stay.
+
+    `scale` and `shift` ([N, C, 1, 1] or None) modulate the normalised activations: h * (1 + scale) + shift.
+    """
+
+    def __init__(self, channels: int, silu: bool = True):
+        super().__init__(NORM_GROUPS, channels)
+        self.silu = silu
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        h = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
+        if scale is not None:
+            h = h * (1 + scale) + shift
+        return (F.silu(h) if self.silu else h).to(x.dtype)
+
+
+def _zero(module: nn.Module) -> nn.Module:
+    """Start a branch's last layer at zero, so that the branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _conv3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+
+def _downsample(channels: int) -> nn.Module:
+    return nn.Sequential(OrderedDict(op=_conv3(channels, channels, stride=2)))
+
+
+def _upsample(channels: int) -> nn.Module:
+    return nn.Sequential(OrderedDict(repeat=nn.Upsample(scale_factor=2), conv=_conv3(channels, channels)))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions and a skip; the time embedding enters between them, added or as scale and shift.
+
+    `resample` (a change of resolution without parameters, or none) acts on the branch, before its first convolution,
+    and on the skip.
+    """
+
+    def __init__(self, in_channels, out_channels, emb_channels, *, scale_shift, dropout, resample=None):
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample or nn.Identity()
+        # Identities stand where the original keeps its SiLU, so that the indices in the state dict agree.
+        self.in_layers = nn.Sequential(GroupNormSiLU(in_channels), nn.Identity(), _conv3(in_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1)))
+        self.out_layers = nn.Sequential(
+            GroupNormSiLU(out_channels), nn.Identity(), nn.Dropout(dropout), _zero(_conv3(out_channels, out_channels))
+        )
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, _, conv = self.in_layers
+        h = conv(self.resample(norm(x)))
+        emb = self.emb_layers(emb)[:, :, None, None]  # [N, C or 2C, 1, 1]
+        norm, _, dropout, conv = self.out_layers
+        h = norm(h, *emb.chunk(2, dim=1)) if self.scale_shift else norm(h + emb)
+        return self.skip_connection(self.resample(x)) + conv(dropout(h))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, with a skip.
+
+    The output channels of `qkv` are ordered (head, q|k|v, channel), or (q|k|v, head, channel) if `new_attention_order`.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int, new_attention_order: bool):
+        super().__init__()
+        self.num_heads, self.new_attention_order = num_heads, new_attention_order
+        self.norm = GroupNormSiLU(channels, silu=False)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, L, C], a view of a channels_last tensor
+        qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
+        if self.new_attention_order:
+            q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = qkv.unflatten(2, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)  # each [N, heads, L, C / heads]
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [N, L, C]
+        h = F.linear(h, self.proj_out.weight[..., 0], self.proj_out.bias)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class _Stage(nn.Sequential):
+    """Layers in a row, of which only the residual blocks take the time embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class GuidedUNet(nn.Module):
+    """Predict the noise (or v, or x_start) in x_t from [condition, x_t] and the step index.
+
+    `channel_mult` gives the width of each level in units of `model_channels` (widths must be multiples of 32);
+    `attention_downsample` the down-factors (1, 2, 4, ...) that attend; the middle attends unless `middle_attention` is
+    off. Heads are `num_heads` in number or, if given, `num_head_channels` wide. `scale_shift`, `resblock_updown` and
+    `new_attention_order` select the variants of the family's published weights. Raises ValueError where they disagree.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        model_channels: int,
+        channel_mult: Sequence[int],
+        num_res_blocks: int,
+        attention_downsample: Sequence[int],
+        num_heads: int,
+        scale_shift: bool,
+        dropout: float,
+        num_head_channels: int | None = None,
+        resblock_updown: bool = False,
+        new_attention_order: bool = False,
+        middle_attention: bool = True,
+    ):
+        super().__init__()
+        widths = [int(model_channels * mult) for mult in channel_mult]
+        factors = [2**level for level in range(len(widths))]
+        if bad := [width for width in (model_channels, *widths) if width % NORM_GROUPS]:
+            raise ValueError(f"channel width {bad[0]} is not a multiple of {NORM_GROUPS}")
+        if bad := sorted(set(attention_downsample) - set(factors)):
+            raise ValueError(f"attention_downsample {bad[0]} is not a down-factor of this network: {factors}")
+        self.model_channels, self.factor = model_channels, factors[-1]
+        emb_channels = 4 * model_channels
+
+        def res(inputs, outputs, resample=None):
+            return ResBlock(inputs, outputs, emb_channels, scale_shift=scale_shift, dropout=dropout, resample=resample)
+
+        def attention(width):
+            if width % (num_head_channels or num_heads):
+                raise ValueError(f"width {width} does not divide into equal heads")
+            heads = width // num_head_channels if num_head_channels else num_heads
+            return AttentionBlock(width, num_heads=heads, new_attention_order=new_attention_order)
+
+        def stage(inputs, width, factor):
+            attends = factor in attention_downsample
+            return _Stage(res(inputs, width), attention(width)) if attends else _Stage(res(inputs, width))
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        channels = widths[0]
+        self.input_blocks = nn.ModuleList([_Stage(_conv3(in_channels, channels))])
+        skips = [channels]
+        for factor, width in zip(factors, widths, strict=True):
+            for _ in range(num_res_blocks):
+                self.input_blocks.append(stage(channels, width, factor))
+                channels = width
+                skips.append(channels)
+            if factor != self.factor:
+                down = res(channels, channels, nn.AvgPool2d(2)) if resblock_updown else _downsample(channels)
+                self.input_blocks.append(_Stage(down))
+                skips.append(channels)
+
+        middle = attention(channels) if middle_attention else nn.Identity()
+        self.middle_block = _Stage(res(channels, channels), middle, res(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for factor, width in zip(reversed(factors), reversed(widths), strict=True):
+            for _ in range(num_res_blocks + 1):
+                self.output_blocks.append(stage(channels + skips.pop(), width, factor))
+                channels = width
+            if factor != 1:
+                up = res(channels, channels, nn.Upsample(scale_factor=2)) if resblock_updown else _upsample(channels)
+                self.output_blocks[-1].append(up)
+
+        self.out = nn.Sequential(GroupNormSiLU(channels), nn.Identity(), _zero(_conv3(channels, out_channels)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Apply the network at step indices `t`, [N] integer or float. [N, in, H, W] -> [N, out, H, W].
+
+        Raises ValueError unless H and W are multiples of `self.factor`.
+        """
+        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
+            raise ValueError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: pad it to a multiple of {self.factor}")
+        emb = self.time_embed(timestep_embedding(t, self.model_channels))  # [N, 4 * model_channels]
+        h, skips = x, []
+        for stage in self.input_blocks:
+            h = stage(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h)
