@@ -1,0 +1,82 @@
+"""Counter-based noise: every (subject, slice, member, step, pixel) has its own Gaussian number.
+
+Philox4x32-10 (Salmon et al. 2011) keyed by (seed, subject), with the counter (pixel, step, member, slice). No state
+is carried, so a sample never depends on batch size, order, devices or jobs, and the first k members of an ensemble
+are the ensemble of k. Triton's `tl.philox` on the same key and counter gives the same bits.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+START = 0xFFFFFFFF  # the step counter of the start state's noise; chain steps count their own index k
+_WORD = 0xFFFFFFFF
+_ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+_INT31_TO_UNIT = 4.6566127342e-10  # Triton's uint_to_uniform_float
+
+
+@dataclass(frozen=True)
+class Streams:
+    """One random stream per row of a batch.
+
+    Args:
+        keys: [N] 64-bit keys as int64, from `stream_key`.
+        slices: [N] slice numbers.
+        members: [N] ensemble members.
+    """
+
+    keys: Tensor
+    slices: Tensor
+    members: Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows) -> "Streams":
+        return Streams(self.keys[rows], self.slices[rows], self.members[rows])
+
+    def to(self, device) -> "Streams":
+        """The same streams on another device."""
+        return Streams(self.keys.to(device), self.slices.to(device), self.members.to(device))
+
+
+def stream_key(seed: int, subject: str) -> int:
+    """A 64-bit key for a run's seed and a subject, as a signed integer."""
+    digest = hashlib.blake2b(f"{seed}/{subject}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def subject_streams(seed: int, subject: str, slices: Tensor, members: Tensor) -> Streams:
+    """Streams of one subject for paired [N] slices and members."""
+    return Streams(torch.full_like(slices, stream_key(seed, subject), dtype=torch.int64), slices, members)
+
+
+def philox(key: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: int64 tensors that hold 32-bit words in, the four output words out (broadcast together)."""
+    k0, k1 = key & _WORD, (key >> 32) & _WORD
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        p0, p1 = _ROUND_MULTIPLIERS[0] * c0, _ROUND_MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, p1 & _WORD, ((p0 >> 32) & _WORD) ^ c3 ^ k1, p0 & _WORD
+        k0, k1 = (k0 + _KEY_INCREMENTS[0]) & _WORD, (k1 + _KEY_INCREMENTS[1]) & _WORD
+    return c0, c1, c2, c3
+
+
+def _uniform(word: Tensor) -> Tensor:
+    signed = torch.where(word >= 2**31, word - 2**32, word)
+    return torch.where(signed < 0, -signed - 1, signed).to(torch.float32) * _INT31_TO_UNIT
+
+
+def normal(streams: Streams, step: int, height: int, width: int) -> Tensor:
+    """Standard Gaussian noise of a step, [N, 1, height, width] float32 on the streams' device (Box-Muller)."""
+    device = streams.keys.device
+    pixel = torch.arange(height * width, device=device)
+    rows = [value.reshape(-1, 1) for value in (streams.keys, streams.members, streams.slices)]
+    step_word = torch.tensor(step, dtype=torch.int64, device=device)
+    first, second, _, _ = philox(rows[0], (pixel, step_word, rows[1], rows[2]))
+    radius = torch.sqrt(-2.0 * torch.log(_uniform(first).clamp_min(1e-7)))
+    return (radius * torch.cos(2 * math.pi * _uniform(second))).reshape(-1, 1, height, width)

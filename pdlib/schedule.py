@@ -1,0 +1,73 @@
+"""Noise schedules: float64 tables over the code index k = t - 1 in 0..T-1 (paper time t is in 1..T)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tables that depend on T alone, float64 on the CPU; whoever uses a value casts it last.
+
+    Args:
+        betas: [T] variances of the forward steps, each in (0, 1).
+    """
+
+    betas: Tensor
+
+    @property
+    def steps(self) -> int:
+        """T, the number of diffusion steps."""
+        return len(self.betas)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """abar[k] = prod_{i<=k} (1 - beta[i]), [T] float64 (DDPM, Ho et al. 2020, Eq. 4)."""
+        return torch.cumprod(1.0 - self.betas, dim=0)
+
+    def abar(self, index: int | Tensor) -> Tensor:
+        """alphas_cumprod at index, where index -1 is the clean image (abar = 1)."""
+        padded = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+        return padded[torch.as_tensor(index, device="cpu")]
+
+
+def cosine_schedule(steps: int, offset: float, max_beta: float) -> Schedule:
+    """The cosine schedule of Nichol & Dhariwal (2021, Eq. 17): offset is their s, max_beta their clip of beta."""
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    f = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return Schedule(torch.clamp(1 - f[1:] / f[:-1], max=max_beta))
+
+
+def linear_schedule(steps: int, first_beta: float, last_beta: float) -> Schedule:
+    """Betas linear in k (Ho et al. 2020, Section 4), both ends included."""
+    return Schedule(torch.linspace(first_beta, last_beta, steps, dtype=torch.float64))
+
+
+SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
+
+
+def build_schedule(name: str, **arguments) -> Schedule:
+    """The schedule called name; ValueError for a name that is not in SCHEDULES."""
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: choose one of {sorted(SCHEDULES)}")
+    return SCHEDULES[name](**arguments)
+
+
+def chain_indices(t_prime: int, stride: int) -> tuple[int, ...]:
+    """The indices a chain of t_prime steps visits, first t_prime - 1 and last 0; every one of them when stride is 1.
+
+    A stride s > 1 keeps ceil(t_prime / s) of them, evenly spaced. A single index is t_prime - 1: the chain then
+    jumps from there to the predicted x_start.
+    """
+    if t_prime < 1 or stride < 1:
+        raise ValueError(f"t_prime and stride must be at least 1, got {t_prime} and {stride}")
+    count = math.ceil(t_prime / stride)
+    return tuple(int(k) for k in np.linspace(t_prime - 1, 0, count).round())
+
+
+def scale_t_prime(t_prime: int, paper_steps: int, steps: int) -> int:
+    """A T' of the paper (of paper_steps) carried to a schedule of other length: T'/T is what carries over."""
+    return max(1, round(t_prime * steps / paper_steps))
