@@ -1,0 +1,431 @@
+"""What the notebooks call: a profile's cases, networks, and scores of segmenters and chains, cached by recipe.
+
+Every cache is keyed by a recipe (weights, chain, seed, data), so a rerun does only what is missing or has changed, and
+a killed run goes on at the subject it had reached.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from pdlib import inference, metrics, records
+from pdlib.data import splits, wmh
+from pdlib.inference import OnBatch, Timed
+from pdlib.paths import ROOT, Layout
+from pdlib.sampler import Chain, Diffusion
+from pdlib.training import SliceBank
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fold of one profile: where things lie, which cases it has, and how networks are run on them.
+
+    Args:
+        place: the folders.
+        fold: the test fold.
+        seed: of the chains' noise.
+        batch_size, precision: of inference.
+        multiple: slices are padded to a multiple of this.
+        threshold, vote: how members become a mask.
+    """
+
+    place: Layout
+    fold: int
+    seed: int
+    batch_size: int
+    precision: str
+    multiple: int
+    threshold: float
+    vote: str
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def autocast(self) -> str:
+        """The precision with "auto" resolved for this device."""
+        return inference.fast_precision(self.device) if self.precision == "auto" else self.precision
+
+    @property
+    def data(self) -> dict:
+        """What the first notebook recorded: root, fingerprint, clip_percentiles, phantom (bool)."""
+        return json.loads(self.place.cases.read_text(encoding="utf-8"))
+
+    def subjects(self, split: str) -> list[str]:
+        """Subjects of "train", "validation" or "test"."""
+        return splits.split_subjects(self._folds, test_fold=self.fold)[split]
+
+    def site(self, subject: str) -> str:
+        """The site of a subject."""
+        return self._folds.set_index("subject")["site"][subject]
+
+    @property
+    def _folds(self) -> pd.DataFrame:
+        return records.read_table(self.place.folds)
+
+    def volume(self, subject: str) -> wmh.Volume:
+        """A case, read and normalised (kept in memory)."""
+        return _read_case(self.data["root"], subject, tuple(self.data["clip_percentiles"]))
+
+    def stamp(self) -> dict:
+        """The provenance of a table that this run writes."""
+        return records.stamp(
+            root=ROOT,
+            device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            seed=self.seed,
+            data_fingerprint=self.data["fingerprint"],
+            profile=self.place.profile,
+        )
+
+    def training_slices(self) -> SliceBank:
+        """All brain slices of the training subjects."""
+        images, masks = [], []
+        for subject in self.subjects("train"):
+            volume = self.volume(subject)
+            image, window = inference.brain_slices(volume, 1)
+            images += list(image)
+            masks += list(torch.from_numpy(window.cut(volume.mask)).float()[:, None])
+        return SliceBank(images, masks)
+
+    def grid_card(self) -> dict:
+        """What `segment` has to know of the training data: clipping, padding, and the range of in-plane voxels (mm)."""
+        spacings = np.array([self.volume(subject).spacing_mm[1:] for subject in self.subjects("train")])
+        return {
+            "clip_percentiles": self.data["clip_percentiles"],
+            "multiple": self.multiple,
+            "in_plane_mm": {
+                "low": spacings.min(axis=0).tolist(),
+                "median": np.median(spacings, axis=0).tolist(),
+                "high": spacings.max(axis=0).tolist(),
+            },
+        }
+
+
+@cache
+def _read_case(root: str, subject: str, clip_percentiles: tuple[float, float]) -> wmh.Volume:
+    case = next(case for case in wmh.find_cases(root) if case.subject == subject)
+    return wmh.read_case(case, clip_percentiles=clip_percentiles)
+
+
+def labels(volume: wmh.Volume) -> np.ndarray:
+    """The reference [Z, Y, X] with 1 = lesion, 2 = other pathology."""
+    return volume.mask + 2 * volume.ignore.astype(np.uint8)
+
+
+def segmenter_dice(run: Run, network: nn.Module) -> dict[str, float]:
+    """Mean volume Dice of a segmenter on the validation subjects, for its training curve."""
+    predict = [_probability(run, network, subject, silent).values for subject in run.subjects("validation")]
+    return {"dice": _mean_dice(run, run.subjects("validation"), [p >= run.threshold for p in predict])}
+
+
+def sampled_dice(
+    run: Run, network: nn.Module, diffusion: Diffusion, chain: Chain, subjects: list[str]
+) -> dict[str, float]:
+    """Mean volume Dice of one sampled member a subject, for the denoiser's training curve."""
+    masks = [
+        _members(run, network, diffusion, chain, subject, run.volume(subject).mask * 0, range(1), silent).values[0]
+        >= run.threshold
+        for subject in subjects
+    ]
+    return {"dice": _mean_dice(run, subjects, masks)}
+
+
+def silent(images: int) -> None:
+    """Show no progress."""
+
+
+def _mean_dice(run: Run, subjects: list[str], masks: Iterable[np.ndarray]) -> float:
+    scores = []
+    for subject, mask in zip(subjects, masks, strict=True):
+        volume = run.volume(subject)
+        scores.append(metrics.score_volume(labels(volume), mask, volume.spacing_mm)["dice"])
+    return float(np.nanmean(scores))
+
+
+def _probability(run: Run, network: nn.Module, subject: str, on_batch: OnBatch) -> Timed:
+    return inference.segment_probability(
+        network,
+        run.volume(subject),
+        multiple=run.multiple,
+        batch_size=run.batch_size,
+        precision=run.autocast,
+        on_batch=on_batch,
+    )
+
+
+def _members(run, network, diffusion, chain, subject, preseg, members, on_batch) -> Timed:
+    return inference.sample_members(
+        network,
+        run.volume(subject),
+        preseg,
+        chain=chain,
+        diffusion=diffusion,
+        subject=subject,
+        seed=run.seed,
+        members=members,
+        multiple=run.multiple,
+        batch_size=run.batch_size,
+        precision=run.autocast,
+        on_batch=on_batch,
+    )
+
+
+def probability(run: Run, weights: Path, subject: str, on_batch: OnBatch = silent) -> Timed:
+    """A trained segmenter's lesion probability of a subject, [Z, Y, X] float32; cached beside the samples."""
+    path = run.place.presegs(f"{weights.parent.name}-{weights.stem}") / _file_name(subject)
+    recipe = _recipe(run, weights=_digest(weights))
+    if (stored := _load(path, recipe)) is None:
+        network, _ = inference.load_segmenter(weights, run.device)
+        stored = _store(path, recipe, _probability(run, network, subject, on_batch))
+    return stored
+
+
+def preseg_mask(run: Run, weights: Path | None, subject: str) -> tuple[np.ndarray, int, float]:
+    """The hard pre-segmentation [Z, Y, X] in {0, 1}, its network calls and its seconds; empty where weights is None."""
+    if weights is None:
+        return np.zeros(run.volume(subject).brain.shape, np.uint8), 0, 0.0
+    soft = probability(run, weights, subject)
+    return (soft.values >= run.threshold).astype(np.uint8), soft.calls, soft.seconds
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A trained denoiser with what it was trained for."""
+
+    network: nn.Module
+    diffusion: Diffusion
+    digest: str
+
+    @classmethod
+    def load(cls, run: Run) -> "Denoiser":
+        """The best denoiser of a run."""
+        path = run.place.weights("denoiser") / "best.safetensors"
+        network, card = inference.load_denoiser(path, run.device)
+        return cls(network, inference.build_diffusion(**card["diffusion"]), _digest(path))
+
+
+def chain_members(
+    run: Run,
+    denoiser: Denoiser,
+    chain: Chain,
+    preseg: Path | None,
+    subject: str,
+    count: int,
+    on_batch: OnBatch = silent,
+) -> Timed:
+    """The first count members of a chain for a subject, [E, Z, Y, X]; only those not sampled before are sampled.
+
+    calls and seconds are those of one member, the pre-segmentation's left out.
+    """
+    source = "empty" if preseg is None else f"{preseg.parent.name}-{preseg.stem}"
+    name = f"{chain.start}_{chain.finish}_{chain.step}_{chain.t_prime:04d}_{chain.stride}"
+    path = run.place.samples(source, name) / _file_name(subject)
+    recipe = _recipe(
+        run, chain=asdict(chain), denoiser=denoiser.digest, preseg=_digest(preseg) if preseg else None, seed=run.seed
+    )
+    stored = _load(path, recipe)
+    have = len(stored.values) if stored else 0
+    if have < count:
+        mask = preseg_mask(run, preseg, subject)[0]
+        fresh = _members(run, denoiser.network, denoiser.diffusion, chain, subject, mask, range(have, count), on_batch)
+        each = Timed(fresh.values, fresh.calls, fresh.seconds / (count - have))
+        stored = Timed(np.concatenate([stored.values, each.values]), each.calls, stored.seconds) if stored else each
+        stored = _store(path, recipe, stored)
+    return Timed(stored.values[:count], stored.calls, stored.seconds)
+
+
+def members_rows(
+    run: Run,
+    members: np.ndarray,
+    subject: str,
+    *,
+    method: str,
+    split: str,
+    nfe: int,
+    seconds: float,
+    t_prime: int | None,
+) -> pd.DataFrame:
+    """Scores of an ensemble [E, Z, Y, X] of a subject, and the spread of its members, as result rows."""
+    volume = run.volume(subject)
+    ensemble = inference.combine(members, threshold=run.threshold, vote=run.vote)
+    scores = metrics.score_volume(labels(volume), ensemble.mask, volume.spacing_mm)
+    if len(members) > 1:
+        scores |= {
+            "uncertainty": metrics.uncertainty(ensemble.variance, volume.brain),
+            "relative_uncertainty": metrics.relative_uncertainty(ensemble.variance, volume.brain, ensemble.mask),
+            "entropy": metrics.predictive_entropy(ensemble.mean, volume.brain),
+        }
+    return records.score_rows(
+        scores,
+        method=method,
+        fold=run.fold,
+        seed=run.seed,
+        subject=subject,
+        site=run.site(subject),
+        split=split,
+        nfe=nfe,
+        seconds=seconds,
+        t_prime=t_prime,
+        ensemble_size=len(members),
+    )
+
+
+def segmenter_rows(run: Run, weights: list[Path], *, method: str, split: str, on_batch: OnBatch) -> pd.DataFrame:
+    """Scores of a segmenter, or of the deep ensemble of several, for every subject of a split."""
+    rows = []
+    for subject in run.subjects(split):
+        each = [probability(run, path, subject, on_batch) for path in weights]
+        rows.append(
+            members_rows(
+                run,
+                np.stack([one.values for one in each]),
+                subject,
+                method=method,
+                split=split,
+                nfe=sum(one.calls for one in each),
+                seconds=sum(one.seconds for one in each),
+                t_prime=None,
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def chain_rows(
+    run: Run,
+    denoiser: Denoiser,
+    chain: Chain,
+    preseg: Path | None,
+    *,
+    method: str,
+    split: str,
+    ensemble_size: int,
+    on_batch: OnBatch,
+) -> pd.DataFrame:
+    """Scores of a chain's ensemble for every subject of a split; the cost counts all members and the preseg."""
+    rows = []
+    for subject in run.subjects(split):
+        members = chain_members(run, denoiser, chain, preseg, subject, ensemble_size, on_batch)
+        _, calls, seconds = preseg_mask(run, preseg, subject)
+        rows.append(
+            members_rows(
+                run,
+                members.values,
+                subject,
+                method=method,
+                split=split,
+                nfe=ensemble_size * members.calls + calls,
+                seconds=ensemble_size * members.seconds + seconds,
+                t_prime=chain.t_prime,
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def preseg_rows(run: Run, preseg: Path | None, *, method: str, split: str) -> pd.DataFrame:
+    """Scores of a hard pre-segmentation by itself, the empty one (preseg None) included."""
+    rows = []
+    for subject in run.subjects(split):
+        mask, calls, seconds = preseg_mask(run, preseg, subject)
+        settings = {"method": method, "split": split, "nfe": calls, "seconds": seconds, "t_prime": None}
+        rows.append(members_rows(run, mask[None].astype(np.float32), subject, **settings))
+    return pd.concat(rows, ignore_index=True)
+
+
+def pick_checkpoints(curve: pd.Series, gaps: list[float]) -> list[int]:
+    """Steps of one training whose score lies closest to best - gap, for falling gaps, each above the one before.
+
+    curve: validation score by step. ValueError where the training has too few rising checkpoints.
+    """
+    best = int(curve.idxmax())
+    picked: list[int] = []
+    for gap in sorted(gaps, reverse=True)[:-1]:
+        floor = curve[picked[-1]] if picked else -np.inf
+        rising = curve[(curve > floor) & (curve < curve[best])]
+        if rising.empty:
+            raise ValueError(f"no checkpoint of validation score in ({floor:.3f}, {curve[best]:.3f}) is left to pick")
+        picked.append(int((rising - (curve[best] - gap)).abs().idxmin()))
+    return [*picked, best]
+
+
+def ensemble_draws(
+    run: Run, pool: np.ndarray, subject: str, *, method: str, split: str, t_prime: int, sizes: list[int], draws: int
+) -> pd.DataFrame:
+    """Dice of random ensembles drawn without replacement from a pool of members [P, Z, Y, X], as result rows.
+
+    Column seed tells the draws apart: draw d takes the same members of every subject.
+    """
+    volume = run.volume(subject)
+    rows = []
+    for size in sizes:
+        for draw in range(draws):
+            chosen = np.random.default_rng((run.seed, size, draw)).choice(len(pool), size, replace=False)
+            mask = inference.combine(pool[chosen], threshold=run.threshold, vote=run.vote).mask
+            dice = metrics.score_volume(labels(volume), mask, volume.spacing_mm)["dice"]
+            rows.append({"seed": draw, "ensemble_size": size, "value": dice})
+    return pd.DataFrame(rows).assign(
+        method=method,
+        fold=run.fold,
+        subject=subject,
+        site=run.site(subject),
+        split=split,
+        t_prime=t_prime,
+        nfe=pd.NA,
+        seconds=np.nan,
+        metric="dice",
+        unit=records.UNITS["dice"],
+    )[list(records.COLUMNS)]
+
+
+def slice_count(run: Run, split: str) -> int:
+    """Brain slices of a split: what a progress bar over network calls needs."""
+    return sum(int(run.volume(subject).brain.any(axis=(1, 2)).sum()) for subject in run.subjects(split))
+
+
+def _recipe(run: Run, **parts) -> str:
+    parts |= {"data": run.data["fingerprint"], "multiple": run.multiple, "threshold": run.threshold}
+    return json.dumps(parts, sort_keys=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file_name(subject: str) -> str:
+    return subject.replace("/", "__") + ".npz"
+
+
+def _store(path: Path, recipe: str, timed: Timed) -> Timed:
+    """Keep a prediction in half precision, whole or not at all; returns it as a later run will read it."""
+    values = timed.values.astype(np.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            values=values,
+            calls=timed.calls,
+            seconds=timed.seconds,
+            recipe=recipe,
+        )
+    os.replace(temporary, path)
+    return Timed(values.astype(np.float32), timed.calls, timed.seconds)
+
+
+def _load(path: Path, recipe: str) -> Timed | None:
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        if str(stored["recipe"]) != recipe:
+            return None
+        return Timed(stored["values"].astype(np.float32), int(stored["calls"]), float(stored["seconds"]))

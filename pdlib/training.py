@@ -1,0 +1,223 @@
+"""One fit loop for every network, on Lightning Fabric: EMA, safetensors checkpoints, exact resume, best checkpoint."""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pdlib import ops
+from pdlib.sampler import Diffusion
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How long and how to train.
+
+    Args:
+        steps: optimiser updates.
+        batch_size: images an update and device.
+        crop: (height, width) of the random crops.
+        flip_probability: chance of a left-right flip.
+        learning_rate, final_learning_rate: cosine decay from one to the other (equal: constant).
+        weight_decay: Adam's L2 term.
+        ema_decay: of the averaged weights, warmed up as (1 + n) / (10 + n); 0 keeps the last weights.
+        validate_every: updates between validations; every one also writes the resumable checkpoint.
+        keep_validated: keep the averaged weights of every validation, not of the best alone.
+        seed: of initial weights, batches and training noise.
+    """
+
+    steps: int
+    batch_size: int
+    crop: tuple[int, int]
+    flip_probability: float
+    learning_rate: float
+    final_learning_rate: float
+    weight_decay: float
+    ema_decay: float
+    validate_every: int
+    keep_validated: bool
+    seed: int
+
+
+class SliceBank:
+    """Training slices in memory; the batch of an update depends on (seed, step, rank) alone, so a resume is exact.
+
+    Args:
+        images: slices [2, H, W] float32, of any sizes.
+        masks: slices [1, H, W] in {0, 1}.
+    """
+
+    def __init__(self, images: list[Tensor], masks: list[Tensor]):
+        if not images:
+            raise ValueError("there are no training slices")
+        self.images, self.masks = images, masks
+
+    def draw(self, step: int, rank: int, fit: Fit) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Random crops [B, 2, h, w], [B, 1, h, w] and the generator for whatever else the update draws."""
+        seed = np.random.SeedSequence((fit.seed, step, rank)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(seed) >> 1)
+        rows = torch.randint(len(self.images), (fit.batch_size,), generator=generator).tolist()
+        pairs = [self._crop(torch.cat([self.images[i], self.masks[i]]), fit, generator) for i in rows]
+        batch = torch.stack(pairs)
+        return batch[:, :2], batch[:, 2:], generator
+
+    @staticmethod
+    def _crop(pair: Tensor, fit: Fit, generator: torch.Generator) -> Tensor:
+        height, width = fit.crop
+        missing = [max(0, size - have) for size, have in zip(fit.crop, pair.shape[1:], strict=True)]
+        pair = nn.functional.pad(pair, (0, missing[1], 0, missing[0]))
+        top = int(torch.randint(pair.shape[1] - height + 1, (1,), generator=generator))
+        left = int(torch.randint(pair.shape[2] - width + 1, (1,), generator=generator))
+        pair = pair[:, top : top + height, left : left + width]
+        flip = bool(torch.rand(1, generator=generator) < fit.flip_probability)
+        return pair.flip(-1) if flip else pair
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+
+
+def segmentation_objective(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """A segmenter's training loss on a batch: loss(logit, mask)."""
+    return lambda network, image, mask, generator: loss(network(image), mask)
+
+
+def diffusion_objective(diffusion: Diffusion, t_max: int) -> Loss:
+    """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max."""
+
+    def objective(network: nn.Module, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        t = torch.randint(t_max, (len(mask),), generator=generator)
+        noise = torch.randn(mask.shape, generator=generator).to(mask.device)
+        x_start = diffusion.codec.encode(mask)
+        x_t = ops.q_sample(x_start, t, noise, diffusion.schedule)
+        target = ops.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
+        output = network(torch.cat([image, x_t], dim=1), t.to(mask.device))
+        return nn.functional.mse_loss(output.float(), target)
+
+    return objective
+
+
+def fit_network(
+    network: nn.Module,
+    objective: Loss,
+    bank: SliceBank,
+    validate: Callable[[nn.Module], dict[str, float]],
+    *,
+    select: str,
+    fit: Fit,
+    fabric: Fabric,
+    folder: Path,
+    card: dict,
+    on_step: Callable[[int, float], None],
+) -> pd.DataFrame:
+    """Train, validate the averaged weights, keep the best by the `select` metric (higher wins, the earlier on a tie).
+
+    A killed run goes on from `last.safetensors`, to the same weights; another recipe in the same folder starts anew.
+
+    Args:
+        card: all that is needed to rebuild and use the network; stored in every weights file.
+        on_step: called after each update with (updates done, training loss).
+
+    Returns:
+        The history: step, metric, value (train_loss is the mean since the last validation).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = json.dumps({"fit": asdict(fit), "card": card}, sort_keys=True)
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+    optimizer = torch.optim.Adam(network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
+    last = folder / "last.safetensors"
+    done, history, best = _load_progress(last, recipe, network, average, optimizer)
+    average.to(fabric.device)
+    network, optimizer = fabric.setup(network, optimizer)
+    losses: list[float] = []
+    for step in range(done, fit.steps):
+        network.train()
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, fit)
+        image, mask, generator = bank.draw(step, fabric.global_rank, fit)
+        loss = objective(network, image.to(fabric.device), mask.to(fabric.device), generator)
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        _update_average(average, network.module, min(fit.ema_decay, (1 + step) / (10 + step)))
+        losses.append(loss.item())
+        on_step(step + 1, losses[-1])
+        if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
+            scores = {"train_loss": float(np.mean(losses)), **validate(average)}
+            losses.clear()
+            history += [{"step": step + 1, "metric": metric, "value": value} for metric, value in scores.items()]
+            if fabric.is_global_zero:
+                if fit.keep_validated:
+                    _save(folder / f"step_{step + 1:06d}.safetensors", average.state_dict(), card)
+                if best is None or scores[select] > best:
+                    best = scores[select]
+                    _save(folder / "best.safetensors", average.state_dict(), {**card, "step": step + 1, select: best})
+                _save_progress(last, recipe, step + 1, history, best, network.module, average, optimizer)
+            fabric.barrier()
+    return pd.DataFrame(history)
+
+
+def _learning_rate(step: int, fit: Fit) -> float:
+    phase = 0.5 * (1 + np.cos(np.pi * step / fit.steps))
+    return fit.final_learning_rate + (fit.learning_rate - fit.final_learning_rate) * float(phase)
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in network.parameters()], 1 - decay)
+    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def _save(path: Path, tensors: dict[str, Tensor], card: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"card": json.dumps(card, sort_keys=True)})
+    os.replace(temporary, path)
+
+
+def _save_progress(path, recipe, done, history, best, network, average, optimizer) -> None:
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    _save(path, tensors, {"recipe": recipe, "done": done, "history": history, "best": best})
+
+
+def _load_progress(path, recipe, network, average, optimizer) -> tuple[int, list[dict], float | None]:
+    if not path.exists():
+        return 0, [], None
+    tensors, card = read_weights(path)
+    if card["recipe"] != recipe:
+        return 0, [], None
+    parts = {"network": {}, "average": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, rest = name.split(".", 1)
+        parts[part][rest] = tensor
+    network.load_state_dict(parts["network"])
+    average.load_state_dict(parts["average"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return card["done"], card["history"], card["best"]
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and card of a weights file; ValueError naming the file when it is not one of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads(file.metadata()["card"])
+            return {name: file.get_tensor(name) for name in file.keys()}, card
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable weights file ({error})") from error
