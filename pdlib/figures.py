@@ -1,0 +1,540 @@
+"""Score tables in, the paper's figures and tables out. Pictures show the numbers of `results/`, they compute none anew.
+
+Slices are [H, W] = [Y, X] in canonical orientation: anterior is up, the patient's left is on the left.
+Every figure takes a `note` that is printed in its corner, such as "phantom": no picture may pass for another's data.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from pdlib.paths import STYLE
+from pdlib.stats import holm, mean_interval, paired_comparison
+
+SINGLE, DOUBLE = 3.4, 7.0  # column widths, inches
+NAMES = {
+    "unet": "U-Net",
+    "attention_unet": "Attention U-Net",
+    "unet_plus_plus": "U-Net++",
+    "bayesian_unet": "Bayesian U-Net",
+    "probabilistic_unet": "Probabilistic U-Net",
+    "ddpm": "DDPM",
+    "tdpm": "TDPM",
+    "es_ddpm": "ES-DDPM",
+    "pd_ddpm": "PD-DDPM",
+    "addpm": "ADDPM",
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "hd95": "HD95",
+    "hd95_mm": "HD95 (mm)",
+    "hd95_voxel": "HD95 (voxels)",
+    "f1": "F1",
+    "lesion_recall": "Lesion recall",
+    "lesion_precision": "Lesion precision",
+    "lesion_f1": "Lesion F1",
+    "avd_percent": "AVD (%)",
+    "uncertainty": "Uncertainty (variance)",
+    "entropy": "Entropy (nat)",
+    "method": "Method",
+    "preseg": "Pre-segmentation",
+    "preseg_dice": "Pre-segmentation Dice",
+    "row": "Row",
+    "nfe": "Network calls",
+    "seconds": "Seconds",
+    "train_loss": "Training loss",
+}
+SPLIT_COLOURS = {"validation": "C0", "test": "C1"}
+HIT, EXTRA, MISSED = "#009E73", "#E69F00", "#56B4E9"
+
+
+class State(NamedTuple):
+    """One panel of Fig. 1: what stands above it, x_t [H, W], and whether noise (forward) or the network led to it."""
+
+    title: str
+    x_t: NDArray
+    forward: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of Fig. 2, slices [H, W]: two images, the reference {0, 1}, predictions {0, 1} by method, variance.
+
+    dice holds the subject's volume Dice by method; pixel_aspect is a pixel's height over its width.
+    """
+
+    subject: str
+    flair: NDArray
+    t1: NDArray
+    reference: NDArray
+    predictions: Mapping[str, NDArray]
+    variance: NDArray
+    dice: Mapping[str, float]
+    pixel_aspect: float
+
+
+def _paper_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the paper's style, whatever the notebook's own settings are, and print the note in the corner."""
+
+    @wraps(draw)
+    def styled(*args, note: str = "", **kwargs) -> Figure:
+        with plt.style.context(STYLE):
+            figure = draw(*args, **kwargs)
+            if note:
+                figure.suptitle(note, x=0.995, ha="right", style="italic", color="0.35")
+            return figure
+
+    return styled
+
+
+@_paper_style
+def data_figure(calibration: pd.DataFrame) -> Figure:
+    """The phantom beside real lesions: every quantity as a ratio to its target, and both values in print.
+
+    calibration: columns quantity, phantom, target, unit. A target is a number, a range "low-high" (drawn as a bar about
+    its geometric middle) or words (printed only). Raises ValueError if there is no row.
+    """
+    if calibration.empty:
+        raise ValueError("data_figure: no quantities")
+    figure = Figure(figsize=(DOUBLE, 0.7 + 0.19 * len(calibration)))
+    ax = figure.add_subplot()
+    for y, row in enumerate(calibration.itertuples()):
+        ours, (low, high) = pd.to_numeric(row.phantom, errors="coerce"), _target_range(row.target)
+        middle = np.sqrt(low * high)
+        ax.plot([low / middle, high / middle], [y, y], color="0.75", linewidth=5, solid_capstyle="butt")
+        ax.plot(ours / middle, y, "o", color="C0")
+        _beside(ax, y, row.phantom if np.isnan(ours) else f"{ours:.3g}", row.target, row.unit if middle > 0 else "")
+    _beside(ax, -1, "phantom", "target", weight="bold")
+    ax.axvline(1, color="0.5", linewidth=0.6, zorder=0)
+    ax.set_xscale("log")
+    reach = max(2.0, *(np.exp(abs(np.log(line.get_xdata()[0]))) for line in ax.lines[1::2] if line.get_xdata()[0] > 0))
+    ax.set_xlim(1 / (1.1 * reach), 1.1 * reach)
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / reach <= t * 1.01 and t <= reach * 1.01]
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_yticks(range(len(calibration)), calibration.quantity)
+    ax.set_ylim(len(calibration) - 0.4, -1.4)
+    ax.set_xlabel("phantom / target (grey: the target's range)")
+    return figure
+
+
+@_paper_style
+def training_figure(history: pd.DataFrame) -> Figure:
+    """A training's curves, a panel for each metric, and the best validation marked. history: step, metric, value."""
+    metrics = list(history.metric.unique())
+    if not metrics:
+        raise ValueError("training_figure: no history")
+    figure = Figure(figsize=(min(SINGLE * len(metrics), DOUBLE), 2.0))
+    for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        curve = history[history.metric == metric].sort_values("step")
+        ax.plot(curve.step, curve.value, color="C0")
+        if "loss" in metric and (curve.value > 0).all():
+            ax.set_yscale("log")
+        elif curve.value.notna().any():
+            best = curve.loc[curve.value.idxmax()]
+            ax.plot(best.step, best.value, "o", color="C1", label=f"best {best.value:.3f} at {best.step:g}")
+            ax.legend(loc="lower right")
+        ax.set(xlabel="Update", ylabel=_name(metric))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    return figure
+
+
+@_paper_style
+def processes_figure(flair: NDArray, chains: Mapping[str, Sequence[State]]) -> Figure:
+    """Fig. 1: reverse chains side by side, one a row; the image they see stands at the left, the mask at the right.
+
+    flair [H, W]; chains: row title -> the states visited, in order. Rows end in the same column. A dashed arrow is the
+    forward process (noise is added), a solid one the reverse process (the network removes it).
+    """
+    columns = 1 + max(len(states) for states in chains.values())
+    height, width = (side.stop - side.start for side in _brain_box(flair))
+    panel = DOUBLE / (columns + 0.25 * (columns - 1))
+    figure = Figure(figsize=(DOUBLE, len(chains) * (panel * height / width + 0.42) + 0.25))
+    axes = figure.subplots(len(chains), columns, squeeze=False)
+    figure.get_layout_engine().set(wspace=0.18)
+    box = _brain_box(flair)
+    for row, (title, states) in zip(axes, chains.items(), strict=True):
+        for ax in row:
+            ax.set_axis_off()
+        _show_image(row[0], flair[box])
+        row[0].set_title(title, weight="bold")
+        last = None
+        for ax, state in zip(row[columns - len(states) :], states, strict=True):
+            low, high = min(0, np.percentile(state.x_t, 1)), max(1, np.percentile(state.x_t, 99))
+            ax.imshow(state.x_t[box], cmap="gray", vmin=low, vmax=high)
+            ax.set_title(state.title)
+            if last is not None:
+                style = {"arrowstyle": "-|>", "color": "C1" if state.forward else "C0", "shrinkA": 1, "shrinkB": 1}
+                style |= {"linestyle": (0, (2, 1.2)) if state.forward else "-", "mutation_scale": 6}
+                places = {"xycoords": ax.transAxes, "textcoords": last.transAxes}
+                ax.annotate("", xy=(0, 0.5), xytext=(1, 0.5), arrowprops=style, **places)
+            last = ax
+    return figure
+
+
+@_paper_style
+def examples_figure(examples: Sequence[Example]) -> Figure:
+    """Fig. 2: test images in rows; images, reference, predictions and the variance between members in columns.
+
+    In the predictions a voxel is a hit, extra or missed against the reference. The variance has one scale for all rows.
+    """
+    methods = list(examples[0].predictions)
+    titles = ["FLAIR", "T1", "Reference", *(_name(m) for m in methods), "Variance"]
+    boxes = [_brain_box(example.flair) for example in examples]
+    ratios = [
+        (box[0].stop - box[0].start) * example.pixel_aspect / (box[1].stop - box[1].start)
+        for box, example in zip(boxes, examples, strict=True)
+    ]
+    panel = (DOUBLE - 0.55) / len(titles)
+    figure = Figure(figsize=(DOUBLE, panel * sum(ratios) + 0.16 * len(examples) + 0.75))
+    axes = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw={"height_ratios": ratios})
+    figure.get_layout_engine().set(wspace=0.01, hspace=0.01, w_pad=0.01, h_pad=0.02)
+    highest = max(float(np.max(example.variance)) for example in examples) or 1.0
+    for row, example, box in zip(axes, examples, boxes, strict=True):
+        for ax, image in zip(row, (example.flair, example.t1), strict=False):
+            _show_image(ax, image[box], example.pixel_aspect)
+        _show_overlay(row[2], example.flair[box], example.reference[box], example.reference[box], example.pixel_aspect)
+        for ax, method in zip(row[3:], methods, strict=False):
+            _show_overlay(
+                ax, example.flair[box], example.predictions[method][box], example.reference[box], example.pixel_aspect
+            )
+            if method in example.dice:
+                ax.set_xlabel(f"{example.dice[method]:.3f}", labelpad=2, fontsize=7)
+        shown = row[-1].imshow(example.variance[box], cmap="inferno", vmin=0, vmax=highest, aspect=example.pixel_aspect)
+        row[0].set_ylabel("/".join(example.subject.split("/")[-2:]), labelpad=2, fontsize=7)
+        row[2].set_xlabel("Dice", labelpad=2, fontsize=7)
+        for ax in row:
+            _bare(ax)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=7)
+    figure.colorbar(shown, ax=axes[:, -1], fraction=0.08, pad=0.04, aspect=40)
+    figure.legend(handles=_overlay_patches(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@_paper_style
+def t_prime_figure(
+    scores: pd.DataFrame, *, method: str, preseg: str, steps: int, chosen: int, interval: Mapping[str, float]
+) -> Figure:
+    """Fig. 3: Dice and uncertainty of `method` against T', mean over subjects with its bootstrap interval.
+
+    scores: rows of `records.COLUMNS`, one curve for each split in it. The Dice of the pre-segmentation `preseg` is a
+    dashed line for each split. steps is T; chosen the T' taken on the validation fold; interval the arguments of
+    `mean_interval`.
+    """
+    for metric in ("dice", "uncertainty"):
+        if not ((scores.method == method) & (scores.metric == metric)).any():
+            raise ValueError(f"{method}: no scores of {metric}")
+    figure = Figure(figsize=(DOUBLE, 2.8))
+    axes = figure.subplots(1, 2)
+    for ax, metric in zip(axes, ("dice", "uncertainty"), strict=True):
+        for split, rows in scores[scores.metric == metric].groupby("split", sort=False):
+            colour = SPLIT_COLOURS.get(split, "C2")
+            curve = _curve(rows[rows.method == method], "t_prime", interval)
+            title = f"{split} ({_count(curve.n.max(), curve.n_undefined.max())})"
+            ax.plot(curve.index, curve["mean"], "o-", color=colour, clip_on=False, label=title)
+            ax.fill_between(curve.index, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+            start = _per_subject(rows[rows.method == preseg])
+            if metric == "dice" and len(start):
+                ax.axhline(start.mean(), color=colour, linestyle="--", linewidth=0.8, label=f"{split}, {_name(preseg)}")
+        ax.axvline(chosen, color="0.5", linestyle=":", linewidth=0.8, label=f"$T'$ = {chosen}, chosen on validation")
+        ax.set(xlabel="$T'$", xlim=(0, steps))
+        top = ax.secondary_xaxis("top", functions=(lambda t: t / steps, lambda share: share * steps))
+        top.set_xlabel("$T'/T$")
+    axes[0].set_ylabel("Dice")
+    _scaled_axis(axes[1], "Uncertainty (variance)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+@_paper_style
+def ensemble_figure(scores: pd.DataFrame, *, method: str) -> Figure:
+    """Fig. 4: Dice against ensemble size, mean and standard deviation over random ensembles.
+
+    scores: rows of `records.COLUMNS` in which `seed` tells the random ensembles of one size apart. An ensemble's Dice
+    is its mean over subjects; the deviation (ddof 1) is that of these means, NaN for a single ensemble.
+    """
+    rows = scores[(scores.method == method) & (scores.metric == "dice")]
+    if rows.empty:
+        raise ValueError(f"{method}: no scores of dice")
+    drawn = rows.groupby(["ensemble_size", "seed"]).value.mean().groupby("ensemble_size").agg(["mean", "std", "size"])
+    n_subjects, n_undefined = rows.subject.nunique(), rows[rows.value.isna()].subject.nunique()
+    figure = Figure(figsize=(DOUBLE, 2.3))
+    left, right = figure.subplots(1, 2)
+    sizes = drawn.index.to_numpy(float)
+    left.errorbar(sizes, drawn["mean"], drawn["std"], fmt="o-", color="C0", capsize=2, elinewidth=0.8)
+    right.plot(sizes, drawn["std"], "o-", color="C1")
+    left.set_ylabel("Dice, mean ± standard deviation")
+    _scaled_axis(right, "Standard deviation of Dice")
+    right.set_ylim(bottom=0)
+    count = f"{_count(n_subjects - n_undefined, n_undefined)}, up to {drawn['size'].max()} random ensembles a size"
+    left.set_title(count, loc="left", fontsize=7)
+    for ax in (left, right):
+        ax.set_xlabel("Ensemble size")
+        ax.set_xticks(sizes)
+    return figure
+
+
+@_paper_style
+def overlay_figure(
+    image: NDArray,
+    reference: NDArray | None,
+    mask: NDArray,
+    variance: NDArray,
+    *,
+    spacing_mm: Sequence[float],
+    columns: int,
+) -> Figure:
+    """A subject at a glance: the `columns` slices with most predicted lesion, with FLAIR, mask and members' variance.
+
+    image [2, Z, Y, X] (FLAIR, T1); reference (or None), mask, variance [Z, Y, X]; spacing_mm (z, y, x). Without a
+    reference the prediction is drawn in the colour of a hit.
+    """
+    slices = np.sort(np.lexsort([(part != 0).sum((1, 2)) for part in (image[0], mask)])[-columns:])
+    box = _brain_box(np.abs(image[0]).max(0))
+    height, width = (side.stop - side.start for side in box)
+    aspect = spacing_mm[1] / spacing_mm[2]
+    figure = Figure(figsize=(DOUBLE, 3 * (DOUBLE - 0.6) / columns * height * aspect / width + 0.65))
+    axes = figure.subplots(3, len(slices), squeeze=False)
+    figure.get_layout_engine().set(wspace=0.01, hspace=0.01, w_pad=0.01, h_pad=0.02)
+    highest = float(np.max(variance)) or 1.0
+    truth = mask != 0 if reference is None else reference
+    for z, (top, middle, bottom) in zip(slices, axes.T, strict=True):
+        _show_image(top, image[0, z][box], aspect)
+        _show_overlay(middle, image[0, z][box], mask[z][box], truth[z][box], aspect)
+        top.set_title(f"slice {z + 1}", fontsize=7)
+        shown = bottom.imshow(variance[z][box], cmap="inferno", vmin=0, vmax=highest, aspect=aspect)
+        for ax in (top, middle, bottom):
+            _bare(ax)
+    for ax, title in zip(axes[:, 0], ("FLAIR", "mask", "variance"), strict=True):
+        ax.set_ylabel(title, fontsize=7)
+    figure.colorbar(shown, ax=axes[2], fraction=0.02, pad=0.01)
+    patches = [Patch(color=HIT, label="prediction")] if reference is None else _overlay_patches()
+    figure.legend(handles=patches, loc="outside lower center", ncols=3)
+    return figure
+
+
+def table1(
+    scores: pd.DataFrame,
+    *,
+    methods: Sequence[str],
+    baseline: str,
+    metrics: Sequence[str],
+    interval: Mapping[str, float],
+) -> pd.DataFrame:
+    """Table 1: a row for each method, each score as mean, interval and paired difference to the baseline's.
+
+    scores: rows of `records.COLUMNS`, of one split. Columns: method, n, nfe, seconds, and for each metric M: M, M_low,
+    M_high, M_undefined (subjects without a value), M_difference (method - baseline) with _low, _high, _undefined, M_p
+    (Wilcoxon) and M_holm (adjusted over the table's rows). A subject that a method lacks counts as undefined.
+    ValueError: scores of several splits, of no subject of a method, or of a method under several settings.
+    """
+    subjects = _subjects(scores)
+    base = _method_rows(scores, baseline)
+    rows = []
+    for method in methods:
+        mine = _method_rows(scores, method)
+        row = {"method": method, "n": len(subjects), "nfe": mine.nfe.mean(), "seconds": mine.seconds.mean()}
+        rows.append(row | _scored(mine, None if method == baseline else base, subjects, metrics, interval))
+    return _adjusted(pd.DataFrame(rows), metrics)
+
+
+def table2(
+    scores: pd.DataFrame, *, levels: Mapping[str, str], metrics: Sequence[str], interval: Mapping[str, float]
+) -> pd.DataFrame:
+    """Table 2: a row for each quality of pre-segmentation, from its own Dice to what the diffusion makes of it.
+
+    levels: method name of the pre-segmentation -> method name of the diffusion started from it. Columns as in `table1`,
+    after preseg and preseg_dice (_low, _high, _undefined); a row's difference is to its own pre-segmentation.
+    """
+    subjects = _subjects(scores)
+    rows = []
+    for preseg, method in levels.items():
+        start, mine = _method_rows(scores, preseg), _method_rows(scores, method)
+        row = {"preseg": preseg, "n": len(subjects), "nfe": mine.nfe.mean(), "seconds": mine.seconds.mean()}
+        before = _scored(start, None, subjects, ["dice"], interval)
+        row |= {f"preseg_{column}": value for column, value in before.items()}
+        rows.append(row | _scored(mine, start, subjects, metrics, interval))
+    return _adjusted(pd.DataFrame(rows), metrics)
+
+
+def paper_table(paper: pd.DataFrame, table: str) -> pd.DataFrame:
+    """What the paper prints, in a table of its own. paper: columns table, row, metric, value (results/paper.csv)."""
+    rows = paper[paper.table.astype(str) == table]
+    wide = rows.pivot(index="row", columns="metric", values="value")
+    return wide.loc[rows.row.unique(), rows.metric.unique()].reset_index().rename_axis(columns=None)
+
+
+def table_markdown(frame: pd.DataFrame, caption: str) -> str:
+    """A table of this module as Markdown: mean [low, high], below it the difference with its interval and Holm's p."""
+    parts = ("_low", "_high", "_undefined", "_difference", "_p", "_holm")
+    columns = [column for column in frame if not str(column).endswith(parts)]
+    lines = [" | ".join(_name(column) for column in columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(_cell(row, column) for column in columns) for row in frame.to_dict("records")]
+    return "\n".join([caption, "", *(f"| {line} |" for line in lines), ""])
+
+
+def save_table(frame: pd.DataFrame, caption: str, path_stem: str | os.PathLike) -> None:
+    """Write a table to path_stem.csv (six significant digits) and, as it is read, to path_stem.md."""
+    stem = Path(path_stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
+    stem.with_suffix(".md").write_text(table_markdown(frame, caption), encoding="utf-8")
+
+
+def save_figure(figure: Figure, path_stem: str | os.PathLike) -> list[Path]:
+    """Write path_stem.png (200 dpi) and path_stem.pdf and return both paths; the same figure gives the same bytes."""
+    stem = Path(path_stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    with plt.style.context(STYLE):
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return paths
+
+
+def _name(key: str) -> str:
+    return NAMES.get(key, str(key))
+
+
+def _cell(row: Mapping, column: str) -> str:
+    value = row[column]
+    if not isinstance(value, float | int):
+        return _name(value)
+    if f"{column}_low" not in row:
+        return "–" if pd.isna(value) else format(value, {"n": "g", "nfe": ".10g", "seconds": ".1f"}.get(column, ".3f"))
+    text = f"{value:.3f} [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]".replace("nan", "–")
+    if row[f"{column}_undefined"]:
+        text += f", {row[f'{column}_undefined']:.0f} undefined"
+    change = row.get(f"{column}_difference", np.nan)
+    if not pd.isna(change):
+        low, high = row[f"{column}_difference_low"], row[f"{column}_difference_high"]
+        text += f"<br>Δ {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row[f'{column}_holm']:.2g}".replace("nan", "–")
+    return text
+
+
+def _subjects(scores: pd.DataFrame) -> pd.Index:
+    if scores.split.nunique() > 1:
+        raise ValueError(f"a table of one split, not of {', '.join(map(str, scores.split.unique()))}")
+    return pd.Index(sorted(scores.subject.unique()))
+
+
+def _method_rows(scores: pd.DataFrame, method: str) -> pd.DataFrame:
+    rows = scores[scores.method == method]
+    if rows.empty:
+        raise ValueError(f"{method}: no scores (there are {', '.join(map(str, scores.method.unique()))})")
+    settings = rows[["t_prime", "ensemble_size"]].drop_duplicates()
+    if len(settings) > 1:
+        raise ValueError(f"{method}: scores of several settings, {settings.to_dict('records')}")
+    return rows
+
+
+def _scored(
+    rows: pd.DataFrame,
+    base: pd.DataFrame | None,
+    subjects: pd.Index,
+    metrics: Sequence[str],
+    interval: Mapping[str, float],
+) -> dict[str, float]:
+    cells = {}
+    for metric in metrics:
+        values = _per_subject(rows[rows.metric == metric]).reindex(subjects)
+        mean = mean_interval(values, **interval)
+        cells |= {metric: mean["mean"], f"{metric}_low": mean["low"], f"{metric}_high": mean["high"]}
+        cells[f"{metric}_undefined"] = mean["n_undefined"]
+        if base is None:
+            continue
+        pair = paired_comparison(values, _per_subject(base[base.metric == metric]).reindex(subjects), **interval)
+        cells |= {
+            f"{metric}_difference": pair["mean_difference"],
+            f"{metric}_difference_low": pair["low"],
+            f"{metric}_difference_high": pair["high"],
+            f"{metric}_difference_undefined": pair["n_undefined"],
+            f"{metric}_p": pair["p_value"],
+        }
+    return cells
+
+
+def _adjusted(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    columns = {f"{m}_holm": holm(frame[f"{m}_p"]) for m in metrics if f"{m}_p" in frame}
+    return frame.assign(**columns)
+
+
+def _per_subject(rows: pd.DataFrame) -> pd.Series:
+    """One value a subject, the mean over seeds; NaN if any of them is."""
+    return rows.groupby("subject").value.agg(lambda values: values.mean(skipna=False)).astype(float)
+
+
+def _count(n: int, n_undefined: int) -> str:
+    return f"n = {n:.0f}" + (f", {n_undefined:.0f} undefined" if n_undefined else "")
+
+
+def _curve(rows: pd.DataFrame, by: str, interval: Mapping[str, float]) -> pd.DataFrame:
+    points = {float(x): mean_interval(_per_subject(at), **interval) for x, at in rows.groupby(by)}
+    return pd.DataFrame.from_dict(points, orient="index").sort_index()
+
+
+def _beside(ax: Axes, y: float, ours: str, target: object, unit: str = "", weight: str = "normal") -> None:
+    for text, points in ((ours, 6), (f"{target} {unit}".strip(), 50)):
+        place = {"xy": (1, y), "xycoords": ("axes fraction", "data"), "xytext": (points, 0)}
+        ax.annotate(text, textcoords="offset points", va="center", fontsize=7, weight=weight, **place)
+
+
+def _target_range(target: object) -> tuple[float, float]:
+    """A number -> (it, it); "low-high" -> (low, high); words -> (NaN, NaN)."""
+    ends = [pd.to_numeric(part, errors="coerce") for part in str(target).replace("–", "-").split("-")]
+    return (float(ends[0]), float(ends[-1])) if len(ends) <= 2 else (np.nan, np.nan)
+
+
+def _scaled_axis(ax: Axes, label: str) -> None:
+    """Small numbers on the y axis in units of a power of ten that the axis label names."""
+    top = max((np.nanmax(np.abs(line.get_ydata())) for line in ax.lines if np.size(line.get_ydata()) > 2), default=1.0)
+    power = int(np.floor(np.log10(top))) if top > 0 else 0
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 10.0**power:.3g}"))
+    ax.set_ylabel(label if power == 0 else f"{label}, $10^{{{power}}}$")
+
+
+def _brain_box(flair: NDArray) -> tuple[slice, slice]:
+    """The rows and columns of a slice that hold brain (the background is zero), with two pixels of margin."""
+    inside = np.argwhere(flair != 0)
+    if len(inside) == 0:
+        return slice(0, flair.shape[0]), slice(0, flair.shape[1])
+    (y0, x0), (y1, x1) = inside.min(0), inside.max(0)
+    return slice(max(y0 - 2, 0), y1 + 3), slice(max(x0 - 2, 0), x1 + 3)
+
+
+def _show_image(ax: Axes, image: NDArray, aspect: float = 1.0) -> None:
+    inside = image[image != 0] if image.any() else image
+    low, high = np.percentile(inside, (0.5, 99.8))
+    ax.imshow(np.where(image == 0, low, image), cmap="gray", vmin=low, vmax=high, aspect=aspect)
+
+
+def _show_overlay(ax: Axes, flair: NDArray, mask: NDArray, reference: NDArray, aspect: float) -> None:
+    _show_image(ax, flair, aspect)
+    mask, reference = mask != 0, reference == 1
+    for colour, where in ((HIT, mask & reference), (EXTRA, mask & ~reference), (MISSED, ~mask & reference)):
+        paint = np.zeros((*mask.shape, 4))
+        paint[where] = to_rgba(colour)
+        ax.imshow(paint, aspect=aspect)
+
+
+def _overlay_patches() -> list[Patch]:
+    return [Patch(color=HIT, label="hit"), Patch(color=EXTRA, label="extra"), Patch(color=MISSED, label="missed")]
+
+
+def _bare(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)

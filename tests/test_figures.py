@@ -1,0 +1,216 @@
+"""What a figure or a table shows is what it was given; the same figure is the same file."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+from pdlib import figures, paths
+from pdlib.records import read_table, score_rows
+from pdlib.stats import holm, mean_interval, paired_comparison
+
+INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
+
+
+def rows(method, values, metric="dice", **about):
+    about = {"fold": 0, "seed": 1, "site": "Utrecht", "split": "test", "nfe": 1, "seconds": 2.0} | about
+    return pd.concat(
+        [score_rows({metric: v}, method=method, subject=f"Utrecht/{i}", **about) for i, v in enumerate(values)],
+        ignore_index=True,
+    )
+
+
+def line(ax: Axes, label: str):
+    return next(one for one in ax.lines if one.get_label().startswith(label))
+
+
+def test_t_prime_curves_are_the_means_given():
+    rng = np.random.default_rng(0)
+    truth, parts = {}, []
+    for split in ("validation", "test"):
+        parts.append(rows("attention_unet", [0.5, 0.7], split=split))
+        for t in (100, 300, 50):
+            for metric in ("dice", "uncertainty"):
+                truth[split, metric, t] = rng.random(4)
+                parts.append(rows("pd_ddpm", truth[split, metric, t], metric, split=split, t_prime=t, ensemble_size=5))
+    figure = figures.t_prime_figure(
+        pd.concat(parts), method="pd_ddpm", preseg="attention_unet", steps=1000, chosen=100, interval=INTERVAL
+    )
+    for ax, metric in zip(figure.axes, ("dice", "uncertainty"), strict=True):
+        for split in ("validation", "test"):
+            curve = line(ax, f"{split} (n = 4)")
+            np.testing.assert_array_equal(curve.get_xdata(), [50, 100, 300])
+            np.testing.assert_allclose(curve.get_ydata(), [truth[split, metric, t].mean() for t in (50, 100, 300)])
+        assert line(ax, "$T'$ = 100").get_xdata()[0] == 100
+    assert line(figure.axes[0], "test, Attention").get_ydata()[0] == pytest.approx(0.6)
+    band = figure.axes[0].collections[1].get_paths()[0].vertices
+    expected = mean_interval(truth["test", "dice", 50], **INTERVAL)
+    assert set(band[band[:, 0] == 50][:, 1]) == {expected["low"], expected["high"]}
+
+
+def test_ensemble_deviation_is_over_random_ensembles():
+    values = {(1, 0): [0.5, 0.7], (1, 1): [0.7, 0.9], (4, 0): [0.8, 0.8], (4, 1): [0.8, 0.84]}
+    scores = pd.concat([rows("pd_ddpm", v, ensemble_size=size, seed=seed) for (size, seed), v in values.items()])
+    left, right = figures.ensemble_figure(scores, method="pd_ddpm").axes
+    np.testing.assert_allclose(left.lines[0].get_ydata().astype(float), [0.7, 0.81])
+    np.testing.assert_allclose(right.lines[0].get_ydata(), [0.2 / 2**0.5, 0.02 / 2**0.5])
+    assert left.get_title("left").startswith("n = 2, up to 2")
+
+
+def test_training_curve_and_its_best():
+    history = pd.DataFrame({"step": [10, 20, 30], "metric": "dice", "value": [0.2, 0.7, 0.6]})
+    (ax,) = figures.training_figure(history).axes
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), history.value)
+    assert (ax.lines[1].get_xdata()[0], ax.lines[1].get_ydata()[0]) == (20, 0.7)
+
+
+def test_calibration_shows_ratios_ranges_and_words():
+    calibration = pd.DataFrame(
+        [("volume", 28.0, 14, "ml"), ("contrast", 0.2, "0.1-0.4", ""), ("cortical", 1.2, "almost none", "%")],
+        columns=["quantity", "phantom", "target", "unit"],
+    )
+    (ax,) = figures.data_figure(calibration, note="phantom").axes
+    bars, dots = ax.lines[0:6:2], ax.lines[1:6:2]
+    np.testing.assert_allclose([d.get_xdata()[0] for d in dots], [2, 1, np.nan])
+    np.testing.assert_allclose(bars[1].get_xdata(), [0.5, 2])
+    texts = [t.get_text() for t in ax.texts]
+    assert {"28", "14 ml", "0.1-0.4", "almost none"} <= set(texts)
+
+
+def brain(shape=(20, 16)):
+    image = np.zeros(shape)
+    image[3:-3, 3:-3] = np.random.default_rng(0).uniform(1, 2, (shape[0] - 6, shape[1] - 6))
+    return image
+
+
+def test_processes_draw_every_state_and_arrow():
+    state = brain()
+    chains = {
+        "DDPM": [figures.State(f"t = {t}", state * t) for t in (3, 2, 1, 0)],
+        "PD-DDPM": [figures.State("start", state), figures.State("t = 1", state, forward=True)],
+    }
+    axes = np.array(figures.processes_figure(state, chains, note="phantom").axes).reshape(2, 5)
+    assert [ax.get_title() for ax in axes[1]] == ["PD-DDPM", "", "", "start", "t = 1"]
+    np.testing.assert_array_equal(axes[0, 2].images[0].get_array(), 2 * state[1:19, 1:15])
+    assert [len(ax.texts) for ax in axes[0]] == [0, 0, 1, 1, 1]
+
+
+def example(mask):
+    image = brain()
+    return figures.Example(
+        "training/GE3T/1", image, image, mask[0], {"unet": mask[1]}, mask[0] * 0.2, {"unet": 0.5}, 1.2
+    )
+
+
+def test_overlays_paint_hits_extras_and_misses():
+    mask = np.zeros((2, 20, 16), np.uint8)
+    mask[0, 8, 8] = mask[1, 8, 8] = mask[0, 9, 9] = mask[1, 10, 10] = 1
+    figure = figures.examples_figure([example(mask)] * 3, note="phantom")
+    predicted = figure.axes[3]
+    painted = [np.argwhere(layer.get_array()[..., 3]).tolist() for layer in predicted.images[1:]]
+    assert painted == [[[7, 7]], [[9, 9]], [[8, 8]]]  # the brain's box starts at (1, 1)
+    assert predicted.get_xlabel() == "0.500"
+    assert figure.axes[0].get_ylabel() == "GE3T/1"
+
+
+def test_overlay_takes_the_slices_with_most_lesion_and_never_an_empty_one():
+    image = np.zeros((2, 9, 20, 16))
+    image[:, 2:8] = brain()
+    mask = np.zeros((9, 20, 16), np.uint8)
+    mask[3, 8, 8:10] = mask[6, 8, 8] = 1
+    figure = figures.overlay_figure(image, None, mask, mask * 0.1, spacing_mm=(3, 1, 1), columns=3)
+    titles = [ax.get_title() for ax in figure.axes[:3]]
+    assert {"slice 4", "slice 7"} < set(titles) and set(titles) <= {f"slice {z + 1}" for z in range(2, 8)}
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 0.9, 8)
+    late = rows("unet", [*(base - 0.05 + rng.normal(0, 0.01, 8))[:7], np.nan])
+    return pd.concat(
+        [
+            rows("pd_ddpm", base, nfe=300, t_prime=300, ensemble_size=5),
+            late,
+            rows("attention_unet", base - 0.02 + rng.normal(0, 0.01, 8)),
+        ]
+    )
+
+
+def values(scores, method):
+    return scores[scores.method == method].value.to_numpy()
+
+
+def test_table1_is_the_paired_statistics(scores):
+    methods = ["unet", "attention_unet", "pd_ddpm"]
+    table = figures.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    table = table.set_index("method")
+    pairs = {m: paired_comparison(values(scores, m), values(scores, "pd_ddpm"), **INTERVAL) for m in methods[:2]}
+    for method, pair in pairs.items():
+        assert table.dice_difference[method] == pair["mean_difference"] < 0
+        assert table.dice_difference_low[method] == pair["low"]
+        assert table.dice[method] == pytest.approx(np.nanmean(values(scores, method)))
+    np.testing.assert_array_equal(table.dice_holm[:2], holm([pair["p_value"] for pair in pairs.values()]))
+    assert table.dice_undefined.tolist() == [1, 0, 0] and table.n.tolist() == [8, 8, 8]
+    assert np.isnan(table.dice_difference["pd_ddpm"]) and table.nfe["pd_ddpm"] == 300
+
+
+def test_table1_counts_a_subject_that_a_method_lacks(scores):
+    scores = scores[(scores.method != "unet") | (scores.subject != "Utrecht/0")]
+    table = figures.table1(scores, methods=["unet"], baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    assert (table.dice_undefined[0], table.dice_difference_undefined[0]) == (2, 2)
+
+
+def test_table2_compares_with_its_own_start(scores):
+    table = figures.table2(scores, levels={"attention_unet": "pd_ddpm"}, metrics=["dice"], interval=INTERVAL)
+    gain = values(scores, "pd_ddpm") - values(scores, "attention_unet")
+    assert table.preseg_dice[0] == pytest.approx(values(scores, "attention_unet").mean())
+    assert table.dice_difference[0] == pytest.approx(gain.mean())
+    assert "| Attention U-Net | 8 | 300 |" in figures.table_markdown(table, "Table 2")
+
+
+def test_markdown_says_what_is_undefined(scores):
+    methods = ["unet", "pd_ddpm"]
+    table = figures.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    lines = figures.table_markdown(table, "Table 1 (phantom)").splitlines()
+    assert lines[0] == "Table 1 (phantom)"
+    assert f"{table.dice[0]:.3f} [{table.dice_low[0]:.3f}, {table.dice_high[0]:.3f}], 1 undefined<br>Δ -0.0" in lines[4]
+    assert lines[5].endswith(f"{table.dice[1]:.3f} [{table.dice_low[1]:.3f}, {table.dice_high[1]:.3f}] |")
+
+
+def test_tables_refuse_a_mixture(scores):
+    how = {"methods": ["unet"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    with pytest.raises(ValueError, match="one split"):
+        figures.table1(pd.concat([scores, rows("unet", [0.5], split="validation")]), **how)
+    with pytest.raises(ValueError, match="unet: scores of several settings"):
+        figures.table1(pd.concat([scores, rows("unet", [0.5], t_prime=3)]), **how)
+    with pytest.raises(ValueError, match="ddpm: no scores"):
+        figures.table1(scores, **how | {"methods": ["ddpm"]})
+
+
+def test_the_papers_numbers_are_whole_and_consistent():
+    """Its Table 1 and Table 2 agree where they meet, and Jaccard follows Dice row by row to what averaging allows."""
+    paper = read_table(paths.PAPER_NUMBERS)
+    one, two = figures.paper_table(paper, "1"), figures.paper_table(paper, "2")
+    assert one.shape == (9, 5) and two.shape == (5, 5) and paper.value.notna().all()
+    last = one.set_index("row").loc["pd_ddpm"]
+    assert last.tolist() == two.set_index("row").loc["0.799"].tolist() == [0.812, 3.494, 0.689, 0.8]
+    assert (one.jaccard - one.dice / (2 - one.dice)).abs().max() < 0.02
+    assert "| PD-DDPM | 0.812 | 3.494 | 0.689 | 0.800 |" in figures.table_markdown(one, "Paper")
+
+
+def test_the_same_figure_is_the_same_file(tmp_path):
+    history = pd.DataFrame({"step": [10, 20], "metric": "train_loss", "value": [0.2, 0.1]})
+    files = [figures.save_figure(figures.training_figure(history, note="phantom"), tmp_path / n) for n in ("a", "b.1")]
+    assert [p.name for p in files[1]] == ["b.1.png", "b.1.pdf"]
+    for first, second in zip(*files, strict=True):
+        assert first.read_bytes() == second.read_bytes() and first.stat().st_size > 1000
+    assert b"CreationDate" not in files[0][1].read_bytes()
+
+
+def test_no_torch_is_loaded():
+    code = "import pdlib.figures, pdlib.metrics, pdlib.records, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
