@@ -25,14 +25,13 @@ $(READY): pyproject.toml constraints.txt
 	.venv/bin/uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
 
-# Whoever holds the lock knows that no other workflow lives, so a lock that a killed one left behind may go.
+# Whoever holds the lock knows that no other workflow lives there, so a lock that a killed one left behind may go.
 reproduce: $(READY)
-	@mkdir -p runs
-	@flock runs/.lock sh -ec '\
-	  set -- --config profile=$(PROFILE) data="$(DATA)" out="$(OUT)"; \
+	@mkdir -p "$(OUT)/runs"
+	@flock "$(OUT)/runs/.lock" sh -ec '\
+	  set -- --snakefile Snakefile --directory "$(OUT)" --config profile=$(PROFILE) data="$(DATA)" out="$(abspath $(OUT))"; \
 	  $(PYTHON) -m snakemake --quiet all --unlock "$$@" >/dev/null 2>&1 || true; \
-	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --retries 1 \
-	    --quiet rules host "$$@"'
+	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --retries 1 --quiet rules host "$$@"'
 
 test: $(READY)
 	$(PYTHON) -m pytest tests

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -342,19 +343,18 @@ def preseg_rows(run: Run, preseg: Path | None, *, method: str, split: str) -> pd
 
 
 def pick_checkpoints(curve: pd.Series, gaps: list[float]) -> list[int]:
-    """Steps of one training whose score lies closest to best - gap, for falling gaps, each above the one before.
+    """Steps of one training with rising scores that lie closest to best - gap, the best checkpoint among them.
 
-    curve: validation score by step. ValueError where the training has too few rising checkpoints.
+    curve: validation score by step; gaps: distances below the best score, one of them 0. Of all choices of distinct
+    scores the one with the least sum of deviations is taken. ValueError where there are too few distinct scores.
     """
-    best = int(curve.idxmax())
-    picked: list[int] = []
-    for gap in sorted(gaps, reverse=True)[:-1]:
-        floor = curve[picked[-1]] if picked else -np.inf
-        rising = curve[(curve > floor) & (curve < curve[best])]
-        if rising.empty:
-            raise ValueError(f"no checkpoint of validation score in ({floor:.3f}, {curve[best]:.3f}) is left to pick")
-        picked.append(int((rising - (curve[best] - gap)).abs().idxmin()))
-    return [*picked, best]
+    distinct = curve.sort_index().drop_duplicates().sort_values()
+    targets = distinct.iloc[-1] - np.sort(gaps)[::-1]
+    if len(distinct) < len(targets):
+        raise ValueError(f"{len(targets)} checkpoints asked of a training with {len(distinct)} distinct scores")
+    choices = combinations(range(len(distinct) - 1), len(targets) - 1)
+    chosen = min(choices, key=lambda choice: np.abs(distinct.iloc[[*choice, -1]] - targets).sum())
+    return [int(step) for step in distinct.index[[*chosen, -1]]]
 
 
 def ensemble_draws(

@@ -35,6 +35,9 @@ NAMES = {
     "tdpm": "TDPM",
     "es_ddpm": "ES-DDPM",
     "pd_ddpm": "PD-DDPM",
+    "pd_ddpm_1": "PD-DDPM, one member",
+    "x0_jump": "x0 jump",
+    "deep_ensemble": "Attention U-Net, ensemble of seeds",
     "addpm": "ADDPM",
     "dice": "Dice",
     "jaccard": "Jaccard",
@@ -416,13 +419,15 @@ def _cell(row: Mapping, column: str) -> str:
         return _name(value)
     if f"{column}_low" not in row:
         return "–" if pd.isna(value) else format(value, {"n": "g", "nfe": ".10g", "seconds": ".1f"}.get(column, ".3f"))
+    if pd.isna(value):
+        return "–"
     text = f"{value:.3f} [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]".replace("nan", "–")
     if row[f"{column}_undefined"]:
         text += f", {row[f'{column}_undefined']:.0f} undefined"
     change = row.get(f"{column}_difference", np.nan)
-    if not pd.isna(change):
+    if not pd.isna(row.get(f"{column}_difference_low", np.nan)):
         low, high = row[f"{column}_difference_low"], row[f"{column}_difference_high"]
-        text += f"<br>Δ {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row[f'{column}_holm']:.2g}".replace("nan", "–")
+        text += f"<br>Δ {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row[f'{column}_holm']:.2g}"
     return text
 
 

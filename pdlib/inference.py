@@ -199,6 +199,9 @@ def _load(path: Path, device: torch.device, kind: str, build: Callable[..., nn.M
     tensors, card = read_weights(path)
     if card.get("kind") != kind:
         raise ValueError(f"{path}: holds a {card.get('kind')}, not a {kind}")
-    network = build(**card["network"])
-    network.load_state_dict(tensors)
+    try:
+        network = build(**card["network"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: weights and card do not fit together ({error})") from error
     return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), card

@@ -1,5 +1,6 @@
 """Where things lie: the only file that knows the tree."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,8 @@ class Layout:
 
 
 def layout(profile: str, out: str = "") -> Layout:
-    """The layout of a profile under out, or under the repository where out is empty."""
-    return Layout(Path(out).resolve() if out else ROOT, profile)
+    """The layout of a profile under out; where that is empty, under $PDLIB_OUT or else the repository."""
+    return Layout(Path(out or os.environ.get("PDLIB_OUT") or ROOT).resolve(), profile)
 
 
 def latest_weights() -> Path:

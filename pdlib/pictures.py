@@ -1,4 +1,4 @@
-"""Slices for the pictures: states of a chain (Fig. 1), masks side by side (Fig. 2). Arrays out; `figures` draws them."""
+"""Slices for the pictures: states of a chain (Fig. 1), masks side by side (Fig. 2). `figures` draws them."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -144,6 +144,7 @@ def fit_network(
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, fit)
         image, mask, generator = bank.draw(step, fabric.global_rank, fit)
+        torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
         loss = objective(network, image.to(fabric.device), mask.to(fabric.device), generator)
         fabric.backward(loss)
         optimizer.step()
@@ -163,7 +164,7 @@ def fit_network(
                     _save(folder / "best.safetensors", average.state_dict(), {**card, "step": step + 1, select: best})
                 _save_progress(last, recipe, step + 1, history, best, network.module, average, optimizer)
             fabric.barrier()
-    return pd.DataFrame(history)
+    return pd.DataFrame(history, columns=["step", "metric", "value"])
 
 
 def _learning_rate(step: int, fit: Fit) -> float:
@@ -219,5 +220,5 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             card = json.loads(file.metadata()["card"])
             return {name: file.get_tensor(name) for name in file.keys()}, card
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable weights file ({error})") from error

@@ -103,7 +103,9 @@ def test_every_index_is_denoised_once_from_t_start_to_zero():
         return 0.3 * x[:, 2:]
 
     diffusion = Diffusion(COSINE, WIDE, "eps")
-    sample(denoise, torch.zeros(2, 2, 4, 4), torch.zeros(2, 1, 4, 4), chain=FULL, diffusion=diffusion, streams=streams(2))
+    sample(
+        denoise, torch.zeros(2, 2, 4, 4), torch.zeros(2, 1, 4, 4), chain=FULL, diffusion=diffusion, streams=streams(2)
+    )
     assert called == list(range(299, -1, -1))
 
 
@@ -239,7 +241,14 @@ def setting(rows=5):
 def test_pd_at_t_is_vanilla():
     image, preseg, diffusion = setting()
     ends = [
-        sample(network, image, preseg, chain=replace(FULL, start=s, t_prime=1000, stride=50), diffusion=diffusion, streams=streams(5))
+        sample(
+            network,
+            image,
+            preseg,
+            chain=replace(FULL, start=s, t_prime=1000, stride=50),
+            diffusion=diffusion,
+            streams=streams(5),
+        )
         for s in ("preseg", "gaussian")
     ]
     assert torch.allclose(*ends, atol=1e-3)
@@ -279,7 +288,9 @@ def test_x0_jump_is_the_prediction_of_a_single_call():
     chain = replace(FULL, finish="x0_jump")
     out = sample(counted, image, preseg, chain=chain, diffusion=diffusion, streams=streams(5))
     x_t = ops.q_sample(preseg, 299, noise.normal(streams(5), noise.START, 8, 8), COSINE)
-    expected = ops.predict_x_start("v", network(torch.cat([image, x_t], 1), torch.full((5,), 299)), x_t, 299, COSINE, (0, 1))
+    expected = ops.predict_x_start(
+        "v", network(torch.cat([image, x_t], 1), torch.full((5,), 299)), x_t, 299, COSINE, (0, 1)
+    )
     assert calls == [299]
     assert torch.allclose(out, expected, atol=1e-6)
 
@@ -323,6 +334,8 @@ def test_bad_arguments_are_named():
 
 def test_schedule_is_float64_however_it_is_used():
     half = Schedule(COSINE.betas)
-    out = ops.q_sample(torch.ones(1, 1, 2, 2, dtype=torch.bfloat16), 299, torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16), half)
+    out = ops.q_sample(
+        torch.ones(1, 1, 2, 2, dtype=torch.bfloat16), 299, torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16), half
+    )
     assert out.dtype == torch.bfloat16
     assert float(out[0, 0, 0, 0]) == float(torch.tensor(math.sqrt(0.78691051)).bfloat16())

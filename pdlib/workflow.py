@@ -1,0 +1,92 @@
+"""Notebooks as jobs: a profile's parameters, checked against the notebook that takes them, and one papermill run.
+
+`python -m pdlib.workflow NOTEBOOK EXECUTED PARAMETERS` runs one, parameters as JSON: the Snakefile's jobs call it.
+"""
+
+import fcntl
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT, Layout
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook stopped; the message holds its name, the executed copy and the traceback."""
+
+
+def load_profile(name: str) -> dict:
+    """A profile of configs/; ValueError for a name that is none."""
+    path = CONFIGS / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "phantom")
+        raise ValueError(f"unknown profile {name!r}: choose one of {known}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Refuse keys that the notebook's parameters cell does not set: papermill alone would run the default instead."""
+    unknown = sorted(set(parameters) - set(papermill.inspect_notebook(notebook)))
+    if unknown:
+        raise ValueError(f"{notebook.name}: unknown parameters {unknown}")
+
+
+def run_notebook(name: str, executed: Path, parameters: dict) -> None:
+    """Execute notebooks/NAME.ipynb with parameters; the executed copy stays at executed, also where a cell fails.
+
+    One job at a time may write executed: a second one waits, so a job that outlived its workflow is not disturbed.
+    NotebookFailed carries a readable traceback.
+    """
+    notebook = NOTEBOOKS / f"{name}.ipynb"
+    check_parameters(notebook, parameters)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(executed.with_suffix(".lock")):
+        try:
+            papermill.execute_notebook(
+                notebook, executed, parameters, cwd=NOTEBOOKS, progress_bar=False, stdout_file=sys.stdout
+            )
+        except PapermillExecutionError as error:
+            trace = _COLOUR.sub("", "\n".join(error.traceback))
+            raise NotebookFailed(
+                f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n{trace}\n"
+                f"The executed copy: {executed}"
+            ) from None
+
+
+def require(place: Layout, *targets: Path) -> None:
+    """Make what a notebook stands on, where it is missing: the jobs of the earlier notebooks run first, once."""
+    missing = [str(target) for target in targets if not target.exists()]
+    if not missing:
+        return
+    settings = {"profile": place.profile, "out": str(place.out)}
+    if place.cases.exists() and not (data := json.loads(place.cases.read_text(encoding="utf-8")))["phantom"]:
+        settings["data"] = data["root"]
+    print("running the earlier notebooks first ...", flush=True)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(place.out)]
+    command += ["--cores", "all", "--resources", "gpu=1", "--rerun-incomplete", "--quiet", "rules", "host"]
+    command += ["--config", *(f"{key}={value}" for key, value in settings.items()), "--", *missing]
+    subprocess.run(command, check=True)
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    try:
+        run_notebook(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+    except (NotebookFailed, ValueError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,77 @@
+"""The whole graph under the smoke profile: killed, called again, called a third time; then every notebook by itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from pdlib.paths import NOTEBOOKS, ROOT, layout
+
+KILLED_AFTER_JOBS = 3
+
+
+def reproduce(out):
+    """Start `make reproduce` of the smoke profile; what it prints goes to out/log."""
+    with (out / "log").open("a") as log:
+        command = ["make", "reproduce", "PROFILE=smoke", f"OUT={out}"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    out = tmp_path_factory.mktemp("smoke")
+    first = reproduce(out)
+    while (out / "log").read_text().count("Finished jobid") < KILLED_AFTER_JOBS and first.poll() is None:
+        time.sleep(0.2)
+    time.sleep(3)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (layout("smoke", str(out)).figures / "fig3.png").exists(), "killed before the end"
+    assert reproduce(out).wait() == 0, (out / "log").read_text()[-4000:]
+    return layout("smoke", str(out))
+
+
+def test_every_figure_and_table_is_there(place):
+    for number in (1, 2, 3, 4):
+        assert (place.figures / f"fig{number}.png").stat().st_size > 10_000
+        assert (place.figures / f"fig{number}.pdf").read_bytes().startswith(b"%PDF")
+    for number in (1, 2):
+        assert (place.figures / f"table{number}.md").read_text().count("|") > 20
+        assert len(pd.read_csv(place.figures / f"table{number}.csv")) >= 5
+
+
+def test_every_result_has_its_stamp(place):
+    tables = sorted(place.results.rglob("*.csv"))
+    assert {"folds", "table1_scores", "t_prime_scores", "ensemble_scores", "preseg_scores", "denoiser"} <= {
+        table.stem for table in tables
+    }
+    for table in tables:
+        stamp = json.loads(table.with_suffix(".stamp.json").read_text())
+        assert stamp["profile"] == "smoke" and stamp["data_fingerprint"] and stamp["packages"]["torch"]
+
+
+def test_a_further_call_does_nothing(place):
+    before = {
+        path: path.stat().st_mtime_ns for path in place.out.rglob("*") if path.suffix in (".csv", ".ipynb", ".png")
+    }
+    assert reproduce(place.out).wait() == 0
+    assert "Nothing to be done" in (place.out / "log").read_text()[-2000:]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_notebooks_run_by_themselves_with_their_smoke_values(place):
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "-q", str(NOTEBOOKS)],
+        cwd=ROOT,
+        env={**os.environ, "PDLIB_OUT": str(place.out)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "passed" in done.stdout and "skipped" not in done.stdout
