@@ -29,9 +29,10 @@ $(READY): pyproject.toml constraints.txt
 reproduce: $(READY)
 	@mkdir -p "$(OUT)/runs"
 	@flock "$(OUT)/runs/.lock" sh -ec '\
-	  set -- --snakefile Snakefile --directory "$(OUT)" --config profile=$(PROFILE) data="$(DATA)" out="$(abspath $(OUT))"; \
+	  out=$$(realpath "$(OUT)"); data=$$(test -z "$(DATA)" || realpath -m "$(DATA)"); \
+	  set -- --snakefile Snakefile --directory "$$out" --config profile=$(PROFILE) "data=$$data" "out=$$out"; \
 	  $(PYTHON) -m snakemake --quiet all --unlock "$$@" >/dev/null 2>&1 || true; \
-	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --retries 1 --quiet rules host "$$@"'
+	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host "$$@"'
 
 test: $(READY)
 	$(PYTHON) -m pytest tests

@@ -21,7 +21,7 @@ SEGMENTERS = sorted({*((name, 0) for name in ARCHITECTURES), *((PRESEGMENTER, se
 T_PRIMES = SETTINGS["05_sweep_t_prime"]["t_primes"]
 
 if config.get("data") and not os.path.isdir(config["data"]):
-    raise ValueError(f"DATA={config['data']}: no such folder")
+    raise WorkflowError(f"DATA={config['data']}: no such folder")
 
 
 def notebook(name):
@@ -74,7 +74,7 @@ rule prepare_data:
         executed("01_prepare_data"),
     params:
         name="01_prepare_data",
-        parameters=settings("01_prepare_data", data=config.get("data", "") and os.path.abspath(config["data"])),
+        parameters=settings("01_prepare_data", data=config.get("data", "")),
     threads: SETTINGS["01_prepare_data"]["workers"]
     shell:
         RUN

@@ -15,9 +15,12 @@ from pathlib import Path
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT, Layout
 
+# TCP ports are drawn before they are bound, so kernels that start at the same time may draw the same one.
+KERNELS_OWN_SOCKETS = Config({"KernelManager": {"transport": "ipc"}})
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -53,7 +56,13 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
     with _only_one(executed.with_suffix(".lock")):
         try:
             papermill.execute_notebook(
-                notebook, executed, parameters, cwd=NOTEBOOKS, progress_bar=False, stdout_file=sys.stdout
+                notebook,
+                executed,
+                parameters,
+                cwd=NOTEBOOKS,
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                config=KERNELS_OWN_SOCKETS,
             )
         except PapermillExecutionError as error:
             trace = _COLOUR.sub("", "\n".join(error.traceback))

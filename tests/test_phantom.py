@@ -113,7 +113,7 @@ def test_flair_threshold_fails_and_raters_agree_like_people(root, cases):
 def test_drawn_lesions_follow_the_real_law():
     p = phantom.PhantomParameters.from_mapping(CONFIG["phantom"])
     rng = np.random.default_rng(0)
-    sizes = [phantom.lesion_sizes(rng, level, p) for level in (np.arange(400) + 0.5) / 400]
+    sizes = [phantom.lesion_sizes(rng, level, p) for level in (np.arange(200) + 0.5) / 200]
     volumes = np.array([case.sum() for case in sizes]) / 1000
     np.testing.assert_allclose(np.percentile(volumes, [25, 50, 75]), [1.8, 14, 28.5], rtol=0.05)
     assert 0.25 < volumes.min() and volumes.max() < 54
