@@ -3,6 +3,7 @@ PROFILE ?= cpu
 DATA ?=
 OUT ?= .
 CORES ?= $(shell nproc)
+TARGETS ?=
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 
@@ -20,7 +21,7 @@ help:
 
 $(READY): pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdlib needs Python 3.11 or newer")'
-	test -x $(PYTHON) || python3 -m venv .venv
+	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv torch
 	.venv/bin/uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
@@ -32,7 +33,8 @@ reproduce: $(READY)
 	  out=$$(realpath "$(OUT)"); data=$$(test -z "$(DATA)" || realpath -m "$(DATA)"); \
 	  set -- --snakefile Snakefile --directory "$$out" --config profile=$(PROFILE) "data=$$data" "out=$$out"; \
 	  $(PYTHON) -m snakemake --quiet all --unlock "$$@" >/dev/null 2>&1 || true; \
-	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host "$$@"'
+	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host "$$@" \
+	    -- '"$(TARGETS)"'
 
 test: $(READY)
 	$(PYTHON) -m pytest tests

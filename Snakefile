@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from pdlib.paths import NOTEBOOKS, layout
+from pdlib.paths import CONFIGS, NOTEBOOKS, layout
 from pdlib.workflow import load_profile
 
 PROFILE = config.get("profile", "cpu")
@@ -67,6 +67,7 @@ rule all:
 rule prepare_data:
     input:
         notebook("01_prepare_data"),
+        [] if config.get("data") else str(CONFIGS / "phantom.yaml"),
     output:
         PREPARED,
         str(PLACE.folds),

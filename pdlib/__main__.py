@@ -56,7 +56,8 @@ def segment(flair: Path, t1: Path, out: Path, weights: Path | None, brain_mask: 
     """Segment one patient's FLAIR and T1 into files in `out`."""
     from pdlib.segment import segment_files
 
-    segment_files(flair, t1, out, weights=weights, brain_mask=brain_mask)
+    for role, path in segment_files(flair, t1, out, weights=weights, brain_mask=brain_mask).items():
+        print(f"{role}: {path}")
     return 0
 
 

@@ -4,12 +4,13 @@ Every cache is keyed by a recipe (weights, chain, seed, data), so a rerun does o
 a killed run goes on at the subject it had reached.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -99,9 +100,14 @@ class Run:
         return SliceBank(images, masks)
 
     def grid_card(self) -> dict:
-        """What `segment` has to know of the training data: clipping, padding, and the range of in-plane voxels (mm)."""
+        """What a network's card says of its data: which they were, and what `segment` needs to make others alike."""
         spacings = np.array([self.volume(subject).spacing_mm[1:] for subject in self.subjects("train")])
         return {
+            "fingerprint": self.data["fingerprint"],
+            "phantom": self.data["phantom"],
+            "train": self.subjects("train"),
+            "validation": self.subjects("validation"),
+            "precision": self.autocast,
             "clip_percentiles": self.data["clip_percentiles"],
             "multiple": self.multiple,
             "in_plane_mm": {
@@ -150,7 +156,7 @@ def _mean_dice(run: Run, subjects: list[str], masks: Iterable[np.ndarray]) -> fl
     for subject, mask in zip(subjects, masks, strict=True):
         volume = run.volume(subject)
         scores.append(metrics.score_volume(labels(volume), mask, volume.spacing_mm)["dice"])
-    return float(np.nanmean(scores))
+    return float(np.nanmean(scores))  # a subject without lesion and without prediction has no Dice
 
 
 def _probability(run: Run, network: nn.Module, subject: str, on_batch: OnBatch) -> Timed:
@@ -205,6 +211,7 @@ class Denoiser:
 
     network: nn.Module
     diffusion: Diffusion
+    t_max: int
     digest: str
 
     @classmethod
@@ -212,7 +219,7 @@ class Denoiser:
         """The best denoiser of a run."""
         path = run.place.weights("denoiser") / "best.safetensors"
         network, card = inference.load_denoiser(path, run.device)
-        return cls(network, inference.build_diffusion(**card["diffusion"]), _digest(path))
+        return cls(network, inference.build_diffusion(**card["diffusion"]), card["t_max"], _digest(path))
 
 
 def chain_members(
@@ -234,14 +241,21 @@ def chain_members(
     recipe = _recipe(
         run, chain=asdict(chain), denoiser=denoiser.digest, preseg=_digest(preseg) if preseg else None, seed=run.seed
     )
-    stored = _load(path, recipe)
-    have = len(stored.values) if stored else 0
-    if have < count:
-        mask = preseg_mask(run, preseg, subject)[0]
-        fresh = _members(run, denoiser.network, denoiser.diffusion, chain, subject, mask, range(have, count), on_batch)
-        each = Timed(fresh.values, fresh.calls, fresh.seconds / (count - have))
-        stored = Timed(np.concatenate([stored.values, each.values]), each.calls, stored.seconds) if stored else each
-        stored = _store(path, recipe, stored)
+    if chain.t_prime > denoiser.t_max:
+        raise ValueError(f"T' = {chain.t_prime} exceeds the {denoiser.t_max} steps that the denoiser was trained on")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stored = _load(path, recipe)
+        have = len(stored.values) if stored else 0
+        if have < count:
+            mask = preseg_mask(run, preseg, subject)[0]
+            draw = partial(_members, run, denoiser.network, denoiser.diffusion, chain, subject, mask)
+            # One by one: a batch holds one member, so its floats do not depend on how many members are asked for.
+            fresh = [draw(range(member, member + 1), on_batch) for member in range(have, count)]
+            values = np.concatenate([*([stored.values] if stored else []), *(one.values for one in fresh)])
+            seconds = np.mean([one.seconds for one in fresh] + ([stored.seconds] * have if stored else []))
+            stored = _store(path, recipe, Timed(values, fresh[0].calls, float(seconds)))
     return Timed(stored.values[:count], stored.calls, stored.seconds)
 
 
@@ -263,7 +277,7 @@ def members_rows(
     if len(members) > 1:
         scores |= {
             "uncertainty": metrics.uncertainty(ensemble.variance, volume.brain),
-            "relative_uncertainty": metrics.relative_uncertainty(ensemble.variance, volume.brain, ensemble.mask),
+            "relative_uncertainty": metrics.relative_uncertainty(ensemble.variance, volume.brain, volume.mask),
             "entropy": metrics.predictive_entropy(ensemble.mean, volume.brain),
         }
     return records.score_rows(

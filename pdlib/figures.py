@@ -265,7 +265,7 @@ def t_prime_figure(
 
 @_paper_style
 def ensemble_figure(scores: pd.DataFrame, *, method: str) -> Figure:
-    """Fig. 4: Dice against ensemble size, mean and standard deviation over random ensembles.
+    """Fig. 4: Dice against ensemble size, mean and standard deviation over random ensembles, a curve for each split.
 
     scores: rows of `records.COLUMNS` in which `seed` tells the random ensembles of one size apart. An ensemble's Dice
     is its mean over subjects; the deviation (ddof 1) is that of these means, NaN for a single ensemble.
@@ -273,18 +273,22 @@ def ensemble_figure(scores: pd.DataFrame, *, method: str) -> Figure:
     rows = scores[(scores.method == method) & (scores.metric == "dice")]
     if rows.empty:
         raise ValueError(f"{method}: no scores of dice")
-    drawn = rows.groupby(["ensemble_size", "seed"]).value.mean().groupby("ensemble_size").agg(["mean", "std", "size"])
-    n_subjects, n_undefined = rows.subject.nunique(), rows[rows.value.isna()].subject.nunique()
-    figure = Figure(figsize=(DOUBLE, 2.3))
+    figure = Figure(figsize=(DOUBLE, 2.6))
     left, right = figure.subplots(1, 2)
-    sizes = drawn.index.to_numpy(float)
-    left.errorbar(sizes, drawn["mean"], drawn["std"], fmt="o-", color="C0", capsize=2, elinewidth=0.8)
-    right.plot(sizes, drawn["std"], "o-", color="C1")
+    for split, mine in rows.groupby("split", sort=False):
+        means = mine.groupby(["ensemble_size", "seed"]).value.mean()
+        drawn = means.groupby("ensemble_size").agg(["mean", "std", "size"])
+        n_subjects, n_undefined = mine.subject.nunique(), mine[mine.value.isna()].subject.nunique()
+        label = f"{split} ({_count(n_subjects - n_undefined, n_undefined)}, {drawn['size'].max()} ensembles a size)"
+        sizes, colour = drawn.index.to_numpy(float), SPLIT_COLOURS[split]
+        left.errorbar(
+            sizes, drawn["mean"], drawn["std"], fmt="o-", color=colour, capsize=2, elinewidth=0.8, label=label
+        )
+        right.plot(sizes, drawn["std"], "o-", color=colour)
     left.set_ylabel("Dice, mean ± standard deviation")
     _scaled_axis(right, "Standard deviation of Dice")
     right.set_ylim(bottom=0)
-    count = f"{_count(n_subjects - n_undefined, n_undefined)}, up to {drawn['size'].max()} random ensembles a size"
-    left.set_title(count, loc="left", fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2)
     for ax in (left, right):
         ax.set_xlabel("Ensemble size")
         ax.set_xticks(sizes)

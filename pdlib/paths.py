@@ -63,7 +63,8 @@ def layout(profile: str, out: str = "") -> Layout:
 
 def latest_weights() -> Path:
     """The weights folder whose denoiser was trained last, for `segment`; FileNotFoundError where there is none."""
-    found = sorted(ROOT.glob("runs/*/weights/denoiser/best.safetensors"), key=lambda path: path.stat().st_mtime)
+    runs = Path(os.environ.get("PDLIB_OUT") or ROOT) / "runs"
+    found = sorted(runs.glob("*/weights/denoiser/best.safetensors"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"{ROOT / 'runs'}: no trained weights; run `make reproduce` or pass --weights")
+        raise FileNotFoundError(f"{runs}: no trained weights; run `make reproduce` or pass --weights")
     return found[-1].parents[1]

@@ -59,12 +59,11 @@ def build_schedule(name: str, **arguments) -> Schedule:
 def chain_indices(t_prime: int, stride: int) -> tuple[int, ...]:
     """The indices a chain of t_prime steps visits, first t_prime - 1 and last 0; every one of them when stride is 1.
 
-    A stride s > 1 keeps ceil(t_prime / s) of them, evenly spaced. A single index is t_prime - 1: the chain then
-    jumps from there to the predicted x_start.
+    A stride s > 1 keeps ceil(t_prime / s) of them, evenly spaced, and both ends whatever the stride.
     """
     if t_prime < 1 or stride < 1:
         raise ValueError(f"t_prime and stride must be at least 1, got {t_prime} and {stride}")
-    count = math.ceil(t_prime / stride)
+    count = max(math.ceil(t_prime / stride), min(t_prime, 2))
     return tuple(int(k) for k in np.linspace(t_prime - 1, 0, count).round())
 
 

@@ -1,5 +1,6 @@
 """A segmentation for a person: two image files in; mask, mean, uncertainty and an overlay out."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def segment_files(
 
     weights is a folder that holds `denoiser/` and the pre-segmenter it names; by default that of the last run. Images
     whose in-plane voxels are far from those of the training are resampled to them, and the prediction back.
-    Returns what was written. ValueError or FileNotFoundError, naming the file, for unusable input or weights.
+    Returns the weights used and what was written. ValueError or FileNotFoundError, naming the file, for unusable input
+    or weights.
     """
     weights = latest_weights() if weights is None else Path(weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,6 +43,8 @@ def segment_files(
     segmenter, _ = load_segmenter(preseg_path, device)
     volume = wmh.read_images(flair, t1, clip_percentiles=tuple(data["clip_percentiles"]), brain_mask_path=brain_mask)
     working = _to_training_voxels(volume, data["in_plane_mm"], sampling["voxel_tolerance"])
+    if working is None:
+        raise wmh.CaseError.of(flair, f"voxels of {volume.spacing_mm} mm cannot be brought to those of the training")
 
     diffusion = build_diffusion(**card["diffusion"])
     t_count = scale_t_prime(sampling["t_prime"], sampling["paper_steps"], diffusion.schedule.steps)
@@ -61,7 +65,7 @@ def segment_files(
             preseg,
             chain=chain,
             diffusion=diffusion,
-            subject="segment",
+            subject=hashlib.sha256(volume.image.tobytes()).hexdigest(),
             seed=sampling["seed"],
             members=range(size),
             **common,
@@ -77,23 +81,31 @@ def segment_files(
     written = {name: out / f"{name}.nii.gz" for name in volumes}
     for name, values in volumes.items():
         wmh.write_volume(written[name], values, volume.grid, values.dtype)
+    note = "networks trained on a phantom" if data["phantom"] else ""
     figure = figures.overlay_figure(
-        volume.image, None, ensemble.mask, ensemble.variance, spacing_mm=volume.spacing_mm, columns=6
+        volume.image, None, ensemble.mask, ensemble.variance, spacing_mm=volume.spacing_mm, columns=6, note=note
     )
     written["overlay"] = out / "overlay.png"
     figure.savefig(written["overlay"], dpi=200)
-    return written
+    return {"weights": weights, **written}
 
 
-def _to_training_voxels(volume: wmh.Volume, in_plane_mm: dict, tolerance: float) -> wmh.Volume:
-    """The volume with in-plane voxels like those of the training; itself where they are within tolerance of them."""
+def _to_training_voxels(volume: wmh.Volume, in_plane_mm: dict, tolerance: float) -> wmh.Volume | None:
+    """The volume with in-plane voxels like those of the training; itself where they are within tolerance of them.
+
+    None where no brain is left, or more voxels than a case may have.
+    """
     have = np.array(volume.spacing_mm[1:])
     low, high = np.array(in_plane_mm["low"]), np.array(in_plane_mm["high"])
     if (have >= low * (1 - tolerance)).all() and (have <= high * (1 + tolerance)).all():
         return volume
     shape = np.maximum(1, np.round(volume.brain.shape[1:] * have / in_plane_mm["median"])).astype(int)
+    if np.prod(shape, dtype=float) * len(volume.brain) > wmh.MAX_VOXELS:
+        return None
     image = _resize(volume.image, shape, antialias=True)
     brain = _resize(volume.brain[None].astype(np.float32), shape, antialias=True)[0] >= 0.5
+    if not brain.any():
+        return None
     spacing = (volume.spacing_mm[0], *(have * volume.brain.shape[1:] / shape))
     return replace(volume, image=image * brain, brain=brain, spacing_mm=spacing)
 

@@ -136,6 +136,9 @@ def fit_network(
     optimizer = torch.optim.Adam(network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
     last = folder / "last.safetensors"
     done, history, best = _load_progress(last, recipe, network, average, optimizer)
+    if done == 0:
+        for stale in folder.glob("*.safetensors"):
+            stale.unlink()
     average.to(fabric.device)
     network, optimizer = fabric.setup(network, optimizer)
     losses: list[float] = []
@@ -159,8 +162,9 @@ def fit_network(
             if fabric.is_global_zero:
                 if fit.keep_validated:
                     _save(folder / f"step_{step + 1:06d}.safetensors", average.state_dict(), card)
-                if best is None or scores[select] > best:
-                    best = scores[select]
+                score = -np.inf if np.isnan(scores[select]) else scores[select]
+                if best is None or score > best:
+                    best = score
                     _save(folder / "best.safetensors", average.state_dict(), {**card, "step": step + 1, select: best})
                 _save_progress(last, recipe, step + 1, history, best, network.module, average, optimizer)
             fabric.barrier()
@@ -180,7 +184,7 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
 
 
 def _save(path: Path, tensors: dict[str, Tensor], card: dict) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, temporary, metadata={"card": json.dumps(card, sort_keys=True)})
     os.replace(temporary, path)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import papermill
 import yaml
@@ -19,8 +20,6 @@ from traitlets.config import Config
 
 from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT, Layout
 
-# TCP ports are drawn before they are bound, so kernels that start at the same time may draw the same one.
-KERNELS_OWN_SOCKETS = Config({"KernelManager": {"transport": "ipc"}})
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -53,7 +52,9 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
     notebook = NOTEBOOKS / f"{name}.ipynb"
     check_parameters(notebook, parameters)
     executed.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(executed.with_suffix(".lock")):
+    with _only_one(executed.with_suffix(".lock")), TemporaryDirectory() as sockets:
+        # TCP ports are drawn before they are bound: kernels that start at the same time may draw the same one.
+        kernel = {"transport": "ipc", "ip": f"{sockets}/socket"}
         try:
             papermill.execute_notebook(
                 notebook,
@@ -62,7 +63,7 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
                 cwd=NOTEBOOKS,
                 progress_bar=False,
                 stdout_file=sys.stdout,
-                config=KERNELS_OWN_SOCKETS,
+                config=Config({"KernelManager": kernel}),
             )
         except PapermillExecutionError as error:
             trace = _COLOUR.sub("", "\n".join(error.traceback))
@@ -72,18 +73,25 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
             ) from None
 
 
-def require(place: Layout, *targets: Path) -> None:
-    """Make what a notebook stands on, where it is missing: the jobs of the earlier notebooks run first, once."""
-    missing = [str(target) for target in targets if not target.exists()]
-    if not missing:
+def require(place: Layout, *tables: Path) -> None:
+    """Make what a notebook stands on, where it is missing: the jobs of the earlier notebooks run first, once.
+
+    tables are outputs of the graph; the prepared cases are always asked for, since committed tables come without them.
+    """
+    targets = [place.cases, *tables]
+    if all(target.exists() for target in targets):
         return
-    settings = {"profile": place.profile, "out": str(place.out)}
-    if place.cases.exists() and not (data := json.loads(place.cases.read_text(encoding="utf-8")))["phantom"]:
-        settings["data"] = data["root"]
+    data = json.loads(place.cases.read_text(encoding="utf-8")) if place.cases.exists() else {"phantom": True}
+    settings = {
+        "PROFILE": place.profile,
+        "OUT": place.out,
+        "DATA": "" if data["phantom"] else data["root"],
+        "PYTHON": sys.executable,
+        "READY": "",
+        "TARGETS": " ".join(f"'{target}'" for target in targets),
+    }
     print("running the earlier notebooks first ...", flush=True)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(place.out)]
-    command += ["--cores", "all", "--resources", "gpu=1", "--rerun-incomplete", "--quiet", "rules", "host"]
-    command += ["--config", *(f"{key}={value}" for key, value in settings.items()), "--", *missing]
+    command = ["make", "-C", str(ROOT), "reproduce", *(f"{key}={value}" for key, value in settings.items())]
     subprocess.run(command, check=True)
 
 
