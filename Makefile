@@ -34,7 +34,7 @@ reproduce: $(READY)
 	  set -- --snakefile Snakefile --directory "$$out" --config profile=$(PROFILE) "data=$$data" "out=$$out"; \
 	  $(PYTHON) -m snakemake --quiet all --unlock "$$@" >/dev/null 2>&1 || true; \
 	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host "$$@" \
-	    -- '"$(TARGETS)"'
+	    -- '"$(TARGETS)"
 
 test: $(READY)
 	$(PYTHON) -m pytest tests

@@ -105,7 +105,12 @@ def fake_segment(monkeypatch, segment_files):
 
 def test_segment_passes_its_arguments(tmp_path, monkeypatch):
     seen = []
-    fake_segment(monkeypatch, lambda *args, **kwargs: seen.append(([*map(str, args)], kwargs)))
+
+    def record(*args, **kwargs):
+        seen.append(([*map(str, args)], kwargs))
+        return {"mask": "o/mask.nii.gz"}
+
+    fake_segment(monkeypatch, record)
     assert main(["segment", "--flair", "f.nii", "--t1", "t.nii", "--out", "o"]) == 0
     assert seen == [(["f.nii", "t.nii", "o"], {"weights": None, "brain_mask": None})]
 

@@ -57,7 +57,7 @@ def test_ensemble_deviation_is_over_random_ensembles():
     left, right = figures.ensemble_figure(scores, method="pd_ddpm").axes
     np.testing.assert_allclose(left.lines[0].get_ydata().astype(float), [0.7, 0.81])
     np.testing.assert_allclose(right.lines[0].get_ydata(), [0.2 / 2**0.5, 0.02 / 2**0.5])
-    assert left.get_title("left").startswith("n = 2, up to 2")
+    assert left.get_legend_handles_labels()[1] == ["test (n = 2, 2 ensembles a size)"]
 
 
 def test_training_curve_and_its_best():
