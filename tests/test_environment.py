@@ -1,0 +1,72 @@
+"""The doors to the environment agree, imports only go down, and light modules stay light."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import yaml
+from importlinter.cli import lint_imports
+
+from pdlib.paths import ROOT
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "pdlib").rglob("*.py")
+)
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
+
+
+def wanted() -> list[str]:
+    return [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["test"]]
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_conda_and_pip_ask_for_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    options = {"--constraint constraints.txt", "--editable ."}
+    assert options <= set(pip)
+    assert sorted(set(pip) - options) == sorted(wanted())
+    assert f"python{PYPROJECT['project']['requires-python']}" in environment["dependencies"]
+
+
+def test_every_requirement_is_pinned_once_and_without_a_local_suffix():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    assert all(re.fullmatch(r"[a-z0-9._-]+==[0-9][0-9a-z.]*", line) for line in lines)
+    pinned = dict(line.split("==") for line in lines)
+    assert len(pinned) == len(lines) and "uv" in pinned
+    assert not {name_of(one) for one in wanted()} - set(pinned)
+    for exact in (one for one in wanted() if "==" in one):
+        assert pinned[name_of(exact)] == exact.split("==")[1]
+
+
+def test_imports_only_go_down(monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    code = lint_imports(no_cache=True)
+    assert code == 0, capfd.readouterr().out
+
+
+def test_every_module_has_its_floor():
+    layers = next(one["layers"] for one in PYPROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
+    floors = {name for layer in layers for name in layer.split(" | ")}
+    assert not [m for m in MODULES if m != "pdlib" and not any(m == f or m.startswith(f"{f}.") for f in floors)]
+
+
+def test_package_imports_without_triton():
+    python("import sys; sys.modules['triton'] = None; import pdlib.pictures, pdlib.segment")
+
+
+def test_light_modules_load_neither_torch_nor_monai():
+    light = "pdlib.figures, pdlib.metrics, pdlib.stats, pdlib.records, pdlib.data.wmh, pdlib.__main__"
+    heavy = "{'torch', 'monai', 'lightning_fabric'}"
+    assert python(f"import sys, {light}; print({heavy} & set(sys.modules))").strip() == "set()"
