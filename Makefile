@@ -37,7 +37,7 @@ reproduce: $(READY)
 	    -- '"$(TARGETS)"
 
 test: $(READY)
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests
 
 lab: $(READY)
 	$(PYTHON) -m jupyterlab notebooks

@@ -123,26 +123,6 @@ def read_stamp(path: str | os.PathLike) -> dict:
     return stamp
 
 
-def append_rows(path: str | os.PathLike, rows: pd.DataFrame, stamp: Mapping) -> pd.DataFrame:
-    """Add score rows to the table at path, or start it; a row with the same KEY is replaced. Returns the whole table.
-
-    The stamps of the earlier rows stay under "earlier". For one writer at a time: concurrent jobs write a table each.
-    ValueError: rows without all of COLUMNS.
-    """
-    missing = [column for column in COLUMNS if column not in rows]
-    if missing:
-        raise ValueError(f"{path}: rows without the column {missing[0]}")
-    rows, stamp = _typed(rows), dict(stamp)
-    if Path(path).exists():
-        rows = pd.concat([read_table(path), rows], ignore_index=True)
-        before = read_stamp(path)
-        earlier = [*before.pop("earlier", []), {key: value for key, value in before.items() if key != "sha256"}]
-        stamp["earlier"] = [one for i, one in enumerate(earlier) if one != stamp and one not in earlier[:i]]
-    rows = rows.drop_duplicates(list(KEY), keep="last")
-    write_table(path, rows, stamp)
-    return read_table(path)
-
-
 def stamp(*, root: str | os.PathLike, device: str, seed: int, data_fingerprint: str, profile: str) -> dict:
     """Where numbers come from: code (git commit at root), packages, device, seed, data and profile. No clock."""
     packages = {"python": platform.python_version()}

@@ -8,7 +8,7 @@ import pytest
 
 from pdlib import records
 from pdlib.metrics import score_volume
-from pdlib.records import COLUMNS, append_rows, data_fingerprint, read_stamp, read_table, score_rows, stamp, write_table
+from pdlib.records import COLUMNS, data_fingerprint, read_stamp, read_table, score_rows, stamp, write_table
 
 STAMP = {"git": {"sha": "abc", "dirty": False}, "seed": 1}
 
@@ -57,19 +57,6 @@ def test_a_table_survives_the_disk_and_its_order(tmp_path):
 def test_a_table_of_another_kind_keeps_its_order(tmp_path):
     write_table(tmp_path / "t.csv", pd.DataFrame({"row": ["b", "a"], "nfe": [1.5, np.nan]}), STAMP)
     assert (tmp_path / "t.csv").read_text() == "nfe,row\n1.5,b\n,a\n"
-
-
-def test_appending_twice_changes_nothing_and_replaces_what_is_new(tmp_path):
-    path = tmp_path / "scores.csv"
-    append_rows(path, rows(t_prime=300), STAMP)
-    once = path.read_bytes()
-    append_rows(path, rows(t_prime=300), STAMP)
-    assert path.read_bytes() == once
-    table = append_rows(path, pd.concat([rows(t_prime=300, dice=0.8), rows(t_prime=100)]), STAMP | {"seed": 2})
-    dice = table[table.metric == "dice"].set_index("t_prime").value
-    assert dice.to_dict() == {100: 0.75, 300: 0.8}
-    written = read_stamp(path)
-    assert written["seed"] == 2 and [one["seed"] for one in written["earlier"]] == [1]
 
 
 def test_an_interrupted_write_leaves_the_old_table(tmp_path, monkeypatch):
@@ -135,7 +122,6 @@ def test_fingerprint_follows_names_and_bytes_only(tmp_path):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda path: append_rows(path, rows().drop(columns="site"), STAMP), "without the column site"),
         (lambda path: write_table(path, rows().assign(nfe=1.5), STAMP), "whole number"),
         (lambda path: read_table(path), "scores.csv: not a readable table"),
         (lambda path: read_stamp(path), "scores.csv: no readable stamp"),

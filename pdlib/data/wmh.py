@@ -149,10 +149,8 @@ def check_cases(root: Path | str) -> list[tuple[Case, CaseError | None]]:
     return [(case, refusal(case)) for case in find_cases(root)]
 
 
-def read_case(case: Case, *, clip_percentiles: tuple[float, float], labels: bool = True) -> Volume:
-    """Read one case; `labels=False` leaves the expert's mask unread. Raises CaseError naming the file and the cause."""
-    if not labels:
-        return read_images(case.flair, case.t1, clip_percentiles=clip_percentiles)
+def read_case(case: Case, *, clip_percentiles: tuple[float, float]) -> Volume:
+    """Read one case with the expert's mask. Raises CaseError naming the file and the cause."""
     values, mask_grid = _read(case.wmh, "mask")
     found = _as_labels(case.wmh, values)
     volume = read_images(case.flair, case.t1, clip_percentiles=clip_percentiles)
