@@ -57,8 +57,11 @@ def claims(place: Layout) -> str:
         "C2 PD-DDPM over its pre-segmenter": (table1["pd_ddpm"], table1["attention_unet"]),
         "C2b PD-DDPM over an ensemble of pre-segmenters": (table1["pd_ddpm"], table1["deep_ensemble"]),
         "PD-DDPM over the x0 jump": (table1["pd_ddpm"], table1["x0_jump"]),
-        f"C4 T' = {best} (best on validation) over T' = {first}": (dice[best], dice[first]),
-        f"C4 T' = {best} (best on validation) over T' = {last}": (dice[best], dice[last]),
+        **{
+            f"C4 T' = {best} (best on validation) over T' = {end}": (dice[best], dice[end])
+            for end in (first, last)
+            if end != best
+        },
         f"C5 uncertainty at T' = {last} over T' = {first}": (uncertainty[last], uncertainty[first]),
         f"C6 {max(sizes)} members over {min(sizes)}": (sizes[max(sizes)], sizes[min(sizes)]),
         f"C7 PD-DDPM from the best start over that from {worst}": (
