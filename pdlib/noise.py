@@ -33,9 +33,6 @@ class Streams:
     slices: Tensor
     members: Tensor
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def __getitem__(self, rows) -> "Streams":
         return Streams(self.keys[rows], self.slices[rows], self.members[rows])
 
