@@ -1,4 +1,4 @@
-"""Score tables in, the paper's figures and tables out. Pictures show the numbers of `results/`, they compute none anew.
+"""Score tables in, the paper's figures out. Pictures show the numbers of `results/`, they compute none anew.
 
 Slices are [H, W] = [Y, X] in canonical orientation: anterior is up, the patient's left is on the left.
 Every figure takes a `note` that is printed in its corner, such as "phantom": no picture may pass for another's data.
@@ -22,43 +22,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pdlib.paths import STYLE
-from pdlib.stats import holm, mean_interval, paired_comparison
+from pdlib.stats import mean_interval
+from pdlib.tables import display_name, subject_values
 
 SINGLE, DOUBLE = 3.4, 7.0  # column widths, inches
-NAMES = {
-    "unet": "U-Net",
-    "attention_unet": "Attention U-Net",
-    "unet_plus_plus": "U-Net++",
-    "bayesian_unet": "Bayesian U-Net",
-    "probabilistic_unet": "Probabilistic U-Net",
-    "ddpm": "DDPM",
-    "tdpm": "TDPM",
-    "es_ddpm": "ES-DDPM",
-    "pd_ddpm": "PD-DDPM",
-    "pd_ddpm_1": "PD-DDPM, one member",
-    "x0_jump": "x0 jump",
-    "deep_ensemble": "Attention U-Net, ensemble of seeds",
-    "addpm": "ADDPM",
-    "dice": "Dice",
-    "jaccard": "Jaccard",
-    "hd95": "HD95",
-    "hd95_mm": "HD95 (mm)",
-    "hd95_voxel": "HD95 (voxels)",
-    "f1": "F1",
-    "lesion_recall": "Lesion recall",
-    "lesion_precision": "Lesion precision",
-    "lesion_f1": "Lesion F1",
-    "avd_percent": "AVD (%)",
-    "uncertainty": "Uncertainty (variance)",
-    "entropy": "Entropy (nat)",
-    "method": "Method",
-    "preseg": "Pre-segmentation",
-    "preseg_dice": "Pre-segmentation Dice",
-    "row": "Row",
-    "nfe": "Network calls",
-    "seconds": "Seconds",
-    "train_loss": "Training loss",
-}
 SPLIT_COLOURS = {"validation": "C0", "test": "C1"}
 HIT, EXTRA, MISSED = "#009E73", "#E69F00", "#56B4E9"
 
@@ -149,7 +116,7 @@ def training_figure(history: pd.DataFrame) -> Figure:
             best = curve.loc[curve.value.idxmax()]
             ax.plot(best.step, best.value, "o", color="C1", label=f"best {best.value:.3f} at {best.step:g}")
             ax.legend(loc="lower right")
-        ax.set(xlabel="Update", ylabel=_name(metric))
+        ax.set(xlabel="Update", ylabel=display_name(metric))
         ax.xaxis.set_major_locator(MaxNLocator(5))
     return figure
 
@@ -194,7 +161,7 @@ def examples_figure(examples: Sequence[Example]) -> Figure:
     In the predictions a voxel is a hit, extra or missed against the reference. The variance has one scale for all rows.
     """
     methods = list(examples[0].predictions)
-    titles = ["FLAIR", "T1", "Reference", *(_name(m) for m in methods), "Variance"]
+    titles = ["FLAIR", "T1", "Reference", *(display_name(m) for m in methods), "Variance"]
     boxes = [_brain_box(example.flair) for example in examples]
     ratios = [
         (box[0].stop - box[0].start) * example.pixel_aspect / (box[1].stop - box[1].start)
@@ -249,9 +216,11 @@ def t_prime_figure(
             title = f"{split} ({_count(curve.n.max(), curve.n_undefined.max())})"
             ax.plot(curve.index, curve["mean"], "o-", color=colour, clip_on=False, label=title)
             ax.fill_between(curve.index, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-            start = _per_subject(rows[rows.method == preseg])
+            start = subject_values(rows[rows.method == preseg])
             if metric == "dice" and len(start):
-                ax.axhline(start.mean(), color=colour, linestyle="--", linewidth=0.8, label=f"{split}, {_name(preseg)}")
+                ax.axhline(
+                    start.mean(), color=colour, linestyle="--", linewidth=0.8, label=f"{split}, {display_name(preseg)}"
+                )
         ax.axvline(chosen, color="0.5", linestyle=":", linewidth=0.8, label=f"$T'$ = {chosen}, chosen on validation")
         ax.set(xlabel="$T'$", xlim=(0, steps))
         top = ax.secondary_xaxis("top", functions=(lambda t: t / steps, lambda share: share * steps))
@@ -334,74 +303,6 @@ def overlay_figure(
     return figure
 
 
-def table1(
-    scores: pd.DataFrame,
-    *,
-    methods: Sequence[str],
-    baseline: str,
-    metrics: Sequence[str],
-    interval: Mapping[str, float],
-) -> pd.DataFrame:
-    """Table 1: a row for each method, each score as mean, interval and paired difference to the baseline's.
-
-    scores: rows of `records.COLUMNS`, of one split. Columns: method, n, nfe, seconds, and for each metric M: M, M_low,
-    M_high, M_undefined (subjects without a value), M_difference (method - baseline) with _low, _high, _undefined, M_p
-    (Wilcoxon) and M_holm (adjusted over the table's rows). A subject that a method lacks counts as undefined.
-    ValueError: scores of several splits, of no subject of a method, or of a method under several settings.
-    """
-    subjects = _subjects(scores)
-    base = _method_rows(scores, baseline)
-    rows = []
-    for method in methods:
-        mine = _method_rows(scores, method)
-        row = {"method": method, "n": len(subjects), "nfe": mine.nfe.mean(), "seconds": mine.seconds.mean()}
-        rows.append(row | _scored(mine, None if method == baseline else base, subjects, metrics, interval))
-    return _adjusted(pd.DataFrame(rows), metrics)
-
-
-def table2(
-    scores: pd.DataFrame, *, levels: Mapping[str, str], metrics: Sequence[str], interval: Mapping[str, float]
-) -> pd.DataFrame:
-    """Table 2: a row for each quality of pre-segmentation, from its own Dice to what the diffusion makes of it.
-
-    levels: method name of the pre-segmentation -> method name of the diffusion started from it. Columns as in `table1`,
-    after preseg and preseg_dice (_low, _high, _undefined); a row's difference is to its own pre-segmentation.
-    """
-    subjects = _subjects(scores)
-    rows = []
-    for preseg, method in levels.items():
-        start, mine = _method_rows(scores, preseg), _method_rows(scores, method)
-        row = {"preseg": preseg, "n": len(subjects), "nfe": mine.nfe.mean(), "seconds": mine.seconds.mean()}
-        before = _scored(start, None, subjects, ["dice"], interval)
-        row |= {f"preseg_{column}": value for column, value in before.items()}
-        rows.append(row | _scored(mine, start, subjects, metrics, interval))
-    return _adjusted(pd.DataFrame(rows), metrics)
-
-
-def paper_table(paper: pd.DataFrame, table: str) -> pd.DataFrame:
-    """What the paper prints, in a table of its own. paper: columns table, row, metric, value (results/paper.csv)."""
-    rows = paper[paper.table.astype(str) == table]
-    wide = rows.pivot(index="row", columns="metric", values="value")
-    return wide.loc[rows.row.unique(), rows.metric.unique()].reset_index().rename_axis(columns=None)
-
-
-def table_markdown(frame: pd.DataFrame, caption: str) -> str:
-    """A table of this module as Markdown: mean [low, high], below it the difference with its interval and Holm's p."""
-    parts = ("_low", "_high", "_undefined", "_difference", "_p", "_holm")
-    columns = [column for column in frame if not str(column).endswith(parts)]
-    lines = [" | ".join(_name(column) for column in columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(_cell(row, column) for column in columns) for row in frame.to_dict("records")]
-    return "\n".join([caption, "", *(f"| {line} |" for line in lines), ""])
-
-
-def save_table(frame: pd.DataFrame, caption: str, path_stem: str | os.PathLike) -> None:
-    """Write a table to path_stem.csv (six significant digits) and, as it is read, to path_stem.md."""
-    stem = Path(path_stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
-    stem.with_suffix(".md").write_text(table_markdown(frame, caption), encoding="utf-8")
-
-
 def save_figure(figure: Figure, path_stem: str | os.PathLike) -> list[Path]:
     """Write path_stem.png (200 dpi) and path_stem.pdf and return both paths; the same figure gives the same bytes."""
     stem = Path(path_stem)
@@ -413,86 +314,12 @@ def save_figure(figure: Figure, path_stem: str | os.PathLike) -> list[Path]:
     return paths
 
 
-def _name(key: str) -> str:
-    return NAMES.get(key, str(key))
-
-
-def _cell(row: Mapping, column: str) -> str:
-    value = row[column]
-    if not isinstance(value, float | int):
-        return _name(value)
-    if f"{column}_low" not in row:
-        return "–" if pd.isna(value) else format(value, {"n": "g", "nfe": ".10g", "seconds": ".1f"}.get(column, ".3f"))
-    if pd.isna(value):
-        return "–"
-    text = f"{value:.3f} [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]".replace("nan", "–")
-    if row[f"{column}_undefined"]:
-        text += f", {row[f'{column}_undefined']:.0f} undefined"
-    change = row.get(f"{column}_difference", np.nan)
-    if not pd.isna(row.get(f"{column}_difference_low", np.nan)):
-        low, high = row[f"{column}_difference_low"], row[f"{column}_difference_high"]
-        text += f"<br>Δ {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row[f'{column}_holm']:.2g}"
-    return text
-
-
-def _subjects(scores: pd.DataFrame) -> pd.Index:
-    if scores.split.nunique() > 1:
-        raise ValueError(f"a table of one split, not of {', '.join(map(str, scores.split.unique()))}")
-    return pd.Index(sorted(scores.subject.unique()))
-
-
-def _method_rows(scores: pd.DataFrame, method: str) -> pd.DataFrame:
-    rows = scores[scores.method == method]
-    if rows.empty:
-        raise ValueError(f"{method}: no scores (there are {', '.join(map(str, scores.method.unique()))})")
-    settings = rows[["t_prime", "ensemble_size"]].drop_duplicates()
-    if len(settings) > 1:
-        raise ValueError(f"{method}: scores of several settings, {settings.to_dict('records')}")
-    return rows
-
-
-def _scored(
-    rows: pd.DataFrame,
-    base: pd.DataFrame | None,
-    subjects: pd.Index,
-    metrics: Sequence[str],
-    interval: Mapping[str, float],
-) -> dict[str, float]:
-    cells = {}
-    for metric in metrics:
-        values = _per_subject(rows[rows.metric == metric]).reindex(subjects)
-        mean = mean_interval(values, **interval)
-        cells |= {metric: mean["mean"], f"{metric}_low": mean["low"], f"{metric}_high": mean["high"]}
-        cells[f"{metric}_undefined"] = mean["n_undefined"]
-        if base is None:
-            continue
-        pair = paired_comparison(values, _per_subject(base[base.metric == metric]).reindex(subjects), **interval)
-        cells |= {
-            f"{metric}_difference": pair["mean_difference"],
-            f"{metric}_difference_low": pair["low"],
-            f"{metric}_difference_high": pair["high"],
-            f"{metric}_difference_undefined": pair["n_undefined"],
-            f"{metric}_p": pair["p_value"],
-        }
-    return cells
-
-
-def _adjusted(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    columns = {f"{m}_holm": holm(frame[f"{m}_p"]) for m in metrics if f"{m}_p" in frame}
-    return frame.assign(**columns)
-
-
-def _per_subject(rows: pd.DataFrame) -> pd.Series:
-    """One value a subject, the mean over seeds; NaN if any of them is."""
-    return rows.groupby("subject").value.agg(lambda values: values.mean(skipna=False)).astype(float)
-
-
 def _count(n: int, n_undefined: int) -> str:
     return f"n = {n:.0f}" + (f", {n_undefined:.0f} undefined" if n_undefined else "")
 
 
 def _curve(rows: pd.DataFrame, by: str, interval: Mapping[str, float]) -> pd.DataFrame:
-    points = {float(x): mean_interval(_per_subject(at), **interval) for x, at in rows.groupby(by)}
+    points = {float(x): mean_interval(subject_values(at), **interval) for x, at in rows.groupby(by)}
     return pd.DataFrame.from_dict(points, orient="index").sort_index()
 
 

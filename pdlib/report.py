@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pdlib import figures, records
+from pdlib import records, tables
 from pdlib.paths import PAPER_NUMBERS, Layout, layout
 from pdlib.stats import paired_comparison
 from pdlib.workflow import load_profile
@@ -28,7 +28,7 @@ def numbers(place: Layout) -> str:
     stamp = records.read_stamp(place.results / "table1_scores.csv")
     paper = pd.read_csv(PAPER_NUMBERS)
     printed = [
-        figures.table_markdown(figures.paper_table(paper, number), f"Table {number} as the paper prints it (patients)")
+        tables.table_markdown(tables.paper_table(paper, number), f"Table {number} as the paper prints it (patients)")
         for number in ("1", "2")
     ]
     ours = [(place.figures / f"table{number}.md").read_text(encoding="utf-8").strip() for number in (1, 2)]
@@ -46,6 +46,7 @@ def claims(place: Layout) -> str:
         records.read_table(place.results / f"{name}.csv")
         for name in ("table1_scores", "t_prime_scores", "ensemble_scores", "preseg_scores")
     )
+    profile = load_profile(place.profile)["04_compare_methods"]
     table1, presegs = _dice(table1, "method"), _dice(presegs, "method")
     uncertainty, dice = (_sweep(sweep, metric, "test") for metric in ("uncertainty", "dice"))
     best = int(_sweep(sweep, "dice", "validation").mean().idxmax())
@@ -54,7 +55,7 @@ def claims(place: Layout) -> str:
     worst = min((name for name in presegs if name.startswith("step")), key=lambda name: presegs[name].mean())
     rows = {
         "C1 PD-DDPM over DDPM": (table1["pd_ddpm"], table1["ddpm"]),
-        "C2 PD-DDPM over its pre-segmenter": (table1["pd_ddpm"], table1["attention_unet"]),
+        "C2 PD-DDPM over its pre-segmenter": (table1["pd_ddpm"], table1[profile["presegmenter"]]),
         "C2b PD-DDPM over an ensemble of pre-segmenters": (table1["pd_ddpm"], table1["deep_ensemble"]),
         "PD-DDPM over the x0 jump": (table1["pd_ddpm"], table1["x0_jump"]),
         **{
@@ -73,7 +74,7 @@ def claims(place: Layout) -> str:
             presegs["pd_ddpm from empty"],
         ),
     }
-    settings = _interval(place)
+    settings = {name: profile[name] for name in ("resamples", "confidence", "seed")}
     lines = ["| Is it higher? | Difference | Verdict |", "| --- | --- | --- |"]
     lines += [f"| {text} | {_verdict(*pair, settings)} |" for text, pair in rows.items()]
     title = "Comparisons on the test subjects, paired, of Dice if not said otherwise; not corrected for their number"
@@ -82,12 +83,6 @@ def claims(place: Layout) -> str:
 
 def _kind(place: Layout) -> str:
     return "phantom" if (place.results / "phantom_calibration.csv").exists() else "patients"
-
-
-def _interval(place: Layout) -> dict:
-    """The bootstrap of the profile's Table 1."""
-    chosen = load_profile(place.profile)["04_compare_methods"]
-    return {name: chosen[name] for name in ("resamples", "confidence", "seed")}
 
 
 def _dice(scores: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -209,3 +209,12 @@ def volume() -> wmh.Volume:
     mask = (rng.random(brain.shape) < 0.1).astype(np.uint8) * brain
     grid = wmh.Grid((14, 11, 6), affine(), nib.Nifti1Header())
     return wmh.Volume(image, brain, mask, brain & ~brain, (3.0, 4.0, 4.8), grid)
+
+
+def rows(method, values, metric="dice", **about):
+    """Score rows of a method, one subject a value."""
+    about = {"fold": 0, "seed": 1, "site": "Utrecht", "split": "test", "nfe": 1, "seconds": 2.0} | about
+    return pd.concat(
+        [records.score_rows({metric: v}, method=method, subject=f"Utrecht/{i}", **about) for i, v in enumerate(values)],
+        ignore_index=True,
+    )

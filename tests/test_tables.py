@@ -1,0 +1,88 @@
+"""What a table shows: the paired statistics of its rows, the settings kept apart, the undefined counted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import rows
+
+from pdlib import paths, tables
+from pdlib.records import read_table
+from pdlib.stats import holm, paired_comparison
+
+INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 0.9, 8)
+    late = rows("unet", [*(base - 0.05 + rng.normal(0, 0.01, 8))[:7], np.nan])
+    return pd.concat(
+        [
+            rows("pd_ddpm", base, nfe=300, t_prime=300, ensemble_size=5),
+            late,
+            rows("attention_unet", base - 0.02 + rng.normal(0, 0.01, 8)),
+        ]
+    )
+
+
+def values(scores, method):
+    return scores[scores.method == method].value.to_numpy()
+
+
+def test_table1_is_the_paired_statistics(scores):
+    methods = ["unet", "attention_unet", "pd_ddpm"]
+    table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    table = table.set_index("method")
+    pairs = {m: paired_comparison(values(scores, m), values(scores, "pd_ddpm"), **INTERVAL) for m in methods[:2]}
+    for method, pair in pairs.items():
+        assert table.dice_difference[method] == pair["mean_difference"] < 0
+        assert table.dice_difference_low[method] == pair["low"]
+        assert table.dice[method] == pytest.approx(np.nanmean(values(scores, method)))
+    np.testing.assert_array_equal(table.dice_holm[:2], holm([pair["p_value"] for pair in pairs.values()]))
+    assert table.dice_undefined.tolist() == [1, 0, 0] and table.n.tolist() == [8, 8, 8]
+    assert np.isnan(table.dice_difference["pd_ddpm"]) and table.nfe["pd_ddpm"] == 300
+
+
+def test_table1_counts_a_subject_that_a_method_lacks(scores):
+    scores = scores[(scores.method != "unet") | (scores.subject != "Utrecht/0")]
+    table = tables.table1(scores, methods=["unet"], baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    assert (table.dice_undefined[0], table.dice_difference_undefined[0]) == (2, 2)
+
+
+def test_table2_compares_with_its_own_start(scores):
+    table = tables.table2(scores, levels={"attention_unet": "pd_ddpm"}, metrics=["dice"], interval=INTERVAL)
+    gain = values(scores, "pd_ddpm") - values(scores, "attention_unet")
+    assert table.preseg_dice[0] == pytest.approx(values(scores, "attention_unet").mean())
+    assert table.dice_difference[0] == pytest.approx(gain.mean())
+    assert "| Attention U-Net | 8 | 300 |" in tables.table_markdown(table, "Table 2")
+
+
+def test_markdown_says_what_is_undefined(scores):
+    methods = ["unet", "pd_ddpm"]
+    table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    lines = tables.table_markdown(table, "Table 1 (phantom)").splitlines()
+    assert lines[0] == "Table 1 (phantom)"
+    assert f"{table.dice[0]:.3f} [{table.dice_low[0]:.3f}, {table.dice_high[0]:.3f}], 1 undefined<br>Δ -0.0" in lines[4]
+    assert lines[5].endswith(f"{table.dice[1]:.3f} [{table.dice_low[1]:.3f}, {table.dice_high[1]:.3f}] |")
+
+
+def test_tables_refuse_a_mixture(scores):
+    how = {"methods": ["unet"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    with pytest.raises(ValueError, match="one split"):
+        tables.table1(pd.concat([scores, rows("unet", [0.5], split="validation")]), **how)
+    with pytest.raises(ValueError, match="unet: scores of several settings"):
+        tables.table1(pd.concat([scores, rows("unet", [0.5], t_prime=3)]), **how)
+    with pytest.raises(ValueError, match="ddpm: no scores"):
+        tables.table1(scores, **how | {"methods": ["ddpm"]})
+
+
+def test_the_papers_numbers_are_whole_and_consistent():
+    """Its Table 1 and Table 2 agree where they meet, and Jaccard follows Dice row by row to what averaging allows."""
+    paper = read_table(paths.PAPER_NUMBERS)
+    one, two = tables.paper_table(paper, "1"), tables.paper_table(paper, "2")
+    assert one.shape == (9, 5) and two.shape == (5, 5) and paper.value.notna().all()
+    last = one.set_index("row").loc["pd_ddpm"]
+    assert last.tolist() == two.set_index("row").loc["0.799"].tolist() == [0.812, 3.494, 0.689, 0.8]
+    assert (one.jaccard - one.dice / (2 - one.dice)).abs().max() < 0.02
+    assert "| PD-DDPM | 0.812 | 3.494 | 0.689 | 0.800 |" in tables.table_markdown(one, "Paper")
