@@ -23,22 +23,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(folder: Path) -> int:
     """Read every case of a folder; a line for each, then the count. 0 where all are sound."""
-    from pdlib.data.wmh import CaseError, find_cases, read_case
+    from pdlib.data.wmh import CaseError, read_cases
 
-    refused = 0
-    cases = find_cases(folder)
-    for case in cases:
-        try:
-            volume = read_case(case, clip_percentiles=(0, 100))
-        except CaseError as error:
-            refused += 1
-            print(f"refused   {case.subject}  {error}", flush=True)
-            continue
-        shape = "x".join(map(str, volume.mask.shape))
-        spacing = "x".join(f"{size:.3g}" for size in volume.spacing_mm)
-        print(f"accepted  {case.subject}  zyx {shape}  {spacing} mm  lesions {volume.lesion_ml:.3f} ml", flush=True)
-    print(f"{len(cases) - refused} accepted, {refused} refused")
-    return 1 if refused else 0
+    counts = {"accepted": 0, "refused": 0}
+    for case, read in read_cases(folder, clip_percentiles=(0, 100)):
+        if isinstance(read, CaseError):
+            verdict, about = "refused", str(read)
+        else:
+            shape, spacing = "x".join(map(str, read.mask.shape)), "x".join(f"{size:.3g}" for size in read.spacing_mm)
+            verdict, about = "accepted", f"zyx {shape}  {spacing} mm  lesions {read.lesion_ml:.3f} ml"
+        counts[verdict] += 1
+        print(f"{verdict:8}  {case.subject}  {about}", flush=True)
+    print(f"{counts['accepted']} accepted, {counts['refused']} refused")
+    return 1 if counts["refused"] else 0
 
 
 def score(reference: Path, prediction: Path) -> int:

@@ -322,11 +322,11 @@ def test_a_root_without_cases_is_refused(tmp_path):
         wmh.find_cases(tmp_path / "absent")
 
 
-def test_check_reports_each_case(case, tmp_path):
+def test_each_case_comes_with_its_volume_or_its_refusal(case, tmp_path):
     broken = tmp_path / "training" / "Utrecht" / "8"
     save(broken / "wmh.nii.gz", scans()[2])
-    (sound, nothing), (other, error) = wmh.check_cases(tmp_path)
-    assert (sound, nothing) == (case, None)
+    (sound, volume), (other, error) = wmh.read_cases(tmp_path, clip_percentiles=CLIP)
+    assert sound == case and np.array_equal(volume.image, wmh.read_case(case, clip_percentiles=CLIP).image)
     assert other.subject == "training/Utrecht/8" and str(error) == f"{other.flair}: missing FLAIR (no such file)"
 
 

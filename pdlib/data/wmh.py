@@ -136,17 +136,13 @@ def find_cases(root: Path | str) -> list[Case]:
     return sorted(cases, key=lambda case: case.subject)
 
 
-def check_cases(root: Path | str) -> list[tuple[Case, CaseError | None]]:
-    """Read every case below `root` in full; beside each stands the reason for its refusal, None where it is sound."""
-
-    def refusal(case: Case) -> CaseError | None:
+def read_cases(root: Path | str, *, clip_percentiles: tuple[float, float]) -> Iterator[tuple[Case, Volume | CaseError]]:
+    """Read every case below `root` in full, one at a time: with each comes its volume, or why it is refused."""
+    for case in find_cases(root):
         try:
-            read_case(case, clip_percentiles=(0, 100))
+            yield case, read_case(case, clip_percentiles=clip_percentiles)
         except CaseError as error:
-            return error
-        return None
-
-    return [(case, refusal(case)) for case in find_cases(root)]
+            yield case, error
 
 
 def read_case(case: Case, *, clip_percentiles: tuple[float, float]) -> Volume:
