@@ -406,7 +406,8 @@ def slice_count(run: Run, split: str) -> int:
 
 
 def _recipe(run: Run, **parts) -> str:
-    parts |= {"data": run.data["fingerprint"], "multiple": run.multiple, "threshold": run.threshold}
+    parts |= {"data": run.data["fingerprint"], "precision": run.autocast}
+    parts |= {"multiple": run.multiple, "threshold": run.threshold}
     return json.dumps(parts, sort_keys=True)
 
 
