@@ -171,7 +171,6 @@ def template() -> Anatomy:
     gm, wm = brain * gm / total, brain * wm / total
     csf = brain - gm - wm
 
-    labels, _ = ndimage.label(csf > 0.5)
     central = (abs(mni_x) <= 42) & (mni_y > -52) & (mni_y < 42) & (mni_z > -14) & (mni_z < 34)
     labels, _ = ndimage.label((csf > 0.5) & central)
     left, right = (labels[(mni_z == 22) & (mni_y == -10) & (abs(mni_x - side) <= 8)].max() for side in (-12, 12))
