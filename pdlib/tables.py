@@ -43,6 +43,7 @@ NAMES = {
     "seconds": "Seconds",
     "train_loss": "Training loss",
 }
+FORMATS = {"n": "g", "nfe": ".10g", "seconds": ".1f", "uncertainty": ".1e"}  # of the others: three decimals
 
 
 def display_name(key: str) -> str:
@@ -127,17 +128,18 @@ def _cell(row: Mapping, column: str) -> str:
     value = row[column]
     if not isinstance(value, float | int):
         return display_name(value)
-    if f"{column}_low" not in row:
-        return "–" if pd.isna(value) else format(value, {"n": "g", "nfe": ".10g", "seconds": ".1f"}.get(column, ".3f"))
     if pd.isna(value):
         return "–"
-    text = f"{value:.3f} [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]".replace("nan", "–")
+    form = FORMATS.get(column, ".3f")
+    if f"{column}_low" not in row:
+        return format(value, form)
+    text = f"{value:{form}} [{row[f'{column}_low']:{form}}, {row[f'{column}_high']:{form}}]".replace("nan", "–")
     if row[f"{column}_undefined"]:
         text += f", {row[f'{column}_undefined']:.0f} undefined"
     change = row.get(f"{column}_difference", np.nan)
     if not pd.isna(row.get(f"{column}_difference_low", np.nan)):
         low, high = row[f"{column}_difference_low"], row[f"{column}_difference_high"]
-        text += f"<br>Δ {change:+.3f} [{low:+.3f}, {high:+.3f}], p = {row[f'{column}_holm']:.2g}"
+        text += f"<br>Δ {change:+{form}} [{low:+{form}}, {high:+{form}}], p = {row[f'{column}_holm']:.2g}"
     return text
 
 

@@ -67,6 +67,13 @@ def test_markdown_says_what_is_undefined(scores):
     assert lines[5].endswith(f"{table.dice[1]:.3f} [{table.dice_low[1]:.3f}, {table.dice_high[1]:.3f}] |")
 
 
+def test_small_variances_are_not_rounded_to_nothing():
+    scores = pd.concat([rows("pd_ddpm", [2e-5, 4e-5], "uncertainty"), rows("ddpm", [5e-5, 9e-5], "uncertainty")])
+    how = {"methods": ["ddpm", "pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["uncertainty"], "interval": INTERVAL}
+    lines = tables.table_markdown(tables.table1(scores, **how), "Table 1").splitlines()
+    assert "7.0e-05 [5.0e-05, 9.0e-05]<br>Δ +4.0e-05 [+3.0e-05, +5.0e-05]" in lines[4] and "3.0e-05" in lines[5]
+
+
 def test_tables_refuse_a_mixture(scores):
     how = {"methods": ["unet"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
     with pytest.raises(ValueError, match="one split"):
