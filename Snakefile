@@ -5,7 +5,7 @@ import os
 import sys
 
 from pdlib.paths import CONFIGS, NOTEBOOKS, layout
-from pdlib.workflow import load_profile
+from pdlib.workflow import IN_WORKFLOW, load_profile
 
 PROFILE = config.get("profile", "cpu")
 SETTINGS = load_profile(PROFILE)
@@ -29,6 +29,10 @@ def notebook(name):
     return str(NOTEBOOKS / f"{name}.ipynb")
 
 
+def done(job):
+    return str(PLACE.done(job))
+
+
 def executed(job):
     return str(PLACE.runs / "notebooks" / f"{job}.ipynb")
 
@@ -48,20 +52,23 @@ def both(folder, *names):
 
 # A notebook as a job: OMP_NUM_THREADS is the job's, so that the same profile computes the same numbers anywhere. glibc
 # keeps large freed blocks instead of handing each back to the system: a tenth faster on the CPU.
-ENVIRONMENT = "OMP_NUM_THREADS={threads} MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592"
+MEMORY = "MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592"
+ENVIRONMENT = f"{IN_WORKFLOW}=1 OMP_NUM_THREADS={{threads}} {MEMORY}"
 RUN = ENVIRONMENT + " {PYTHON} -m pdlib.workflow {params.name} {log:q} {params.parameters:q}"
 
 
-PREPARED = str(PLACE.cases)
-DENOISER = training_table("denoiser")
-SEGMENTER_TABLES = [training_table(f"{name}_{seed}") for name, seed in SEGMENTERS]
+# Jobs wait for marks in runs/, not for results: these are committed, and come without the weights behind them.
+PREPARED = done("01_prepare_data")
+DENOISER = done("03_train_ddpm")
+TRAINED = [done(f"02_train_segmenters.{name}_{seed}") for name, seed in SEGMENTERS]
 
 
 rule all:
     input:
         both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf"))),
         both(PLACE.figures, *(f"table{n}.{kind}" for n in (1, 2) for kind in ("csv", "md"))),
-        SEGMENTER_TABLES,
+        [done(job) for job in ("04_compare_methods", "05_sweep_t_prime", "06_ensemble_size", "07_preseg_accuracy")],
+        TRAINED,
 
 
 rule prepare_data:
@@ -69,7 +76,8 @@ rule prepare_data:
         notebook("01_prepare_data"),
         [] if config.get("data") else str(CONFIGS / "phantom.yaml"),
     output:
-        PREPARED,
+        touch(PREPARED),
+        str(PLACE.cases),
         str(PLACE.folds),
     log:
         executed("01_prepare_data"),
@@ -86,6 +94,7 @@ rule train_segmenter:
         notebook("02_train_segmenters"),
         PREPARED,
     output:
+        touch(done("02_train_segmenters.{architecture}_{seed}")),
         training_table("{architecture}_{seed}"),
     wildcard_constraints:
         architecture="|".join(ARCHITECTURES),
@@ -112,7 +121,8 @@ rule train_denoiser:
         notebook("03_train_ddpm"),
         PREPARED,
     output:
-        DENOISER,
+        touch(DENOISER),
+        training_table("denoiser"),
     log:
         executed("03_train_ddpm"),
     params:
@@ -130,9 +140,11 @@ rule sample_t_prime:
     input:
         notebook("05_sweep_t_prime"),
         DENOISER,
-        training_table(f"{PRESEGMENTER}_0"),
+        done(f"02_train_segmenters.{PRESEGMENTER}_0"),
     output:
-        touch(str(PLACE.samples("t_prime_{t_prime}.done"))),
+        touch(done("05_sweep_t_prime.{t_prime}")),
+    wildcard_constraints:
+        t_prime=r"\d+",
     log:
         executed("05_sweep_t_prime.{t_prime}"),
     params:
@@ -146,15 +158,16 @@ rule sample_t_prime:
         RUN
 
 
-POINTS = [str(PLACE.samples(f"t_prime_{t_prime}.done")) for t_prime in T_PRIMES]
+POINTS = [done(f"05_sweep_t_prime.{t_prime}") for t_prime in T_PRIMES]
 
 
 rule compare_methods:
     input:
         notebook("04_compare_methods"),
         POINTS,
-        SEGMENTER_TABLES,
+        TRAINED,
     output:
+        touch(done("04_compare_methods")),
         both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2) for kind in ("png", "pdf")), "table1.csv", "table1.md"),
         str(PLACE.results / "table1_scores.csv"),
     log:
@@ -174,6 +187,7 @@ rule sweep_t_prime:
         notebook("05_sweep_t_prime"),
         POINTS,
     output:
+        touch(done("05_sweep_t_prime")),
         both(PLACE.figures, "fig3.png", "fig3.pdf"),
         str(PLACE.results / "t_prime_scores.csv"),
     log:
@@ -193,6 +207,7 @@ rule ensemble_size:
         notebook("06_ensemble_size"),
         POINTS,
     output:
+        touch(done("06_ensemble_size")),
         both(PLACE.figures, "fig4.png", "fig4.pdf"),
         str(PLACE.results / "ensemble_scores.csv"),
     log:
@@ -212,6 +227,7 @@ rule preseg_accuracy:
         notebook("07_preseg_accuracy"),
         POINTS,
     output:
+        touch(done("07_preseg_accuracy")),
         both(PLACE.figures, "table2.csv", "table2.md"),
         str(PLACE.results / "preseg_scores.csv"),
     log:

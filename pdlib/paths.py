@@ -43,6 +43,10 @@ class Layout:
         """The subject-level folds."""
         return self.results / "folds.csv"
 
+    def done(self, job: str) -> Path:
+        """The mark that a notebook run has ended. Results alone say nothing: committed ones come without their run."""
+        return self.runs / "done" / job
+
     def weights(self, name: str) -> Path:
         """The folder of one training."""
         return self.runs / "weights" / name

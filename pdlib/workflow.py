@@ -5,6 +5,7 @@
 
 import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from traitlets.config import Config
 
 from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT, Layout
 
+IN_WORKFLOW = "PDLIB_WORKFLOW"  # set in the environment of the graph's jobs
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -73,14 +75,18 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
             ) from None
 
 
-def require(place: Layout, *tables: Path) -> None:
-    """Make what a notebook stands on, where it is missing: the jobs of the earlier notebooks run first, once.
+def require(place: Layout, *jobs: str) -> None:
+    """Make what a notebook stands on, where it is missing: the earlier notebooks run first, once.
 
-    tables are outputs of the graph; the prepared cases are always asked for, since committed tables come without them.
+    jobs are notebook runs of the graph beside that of the data, which is always asked for. RuntimeError in a job of the
+    graph itself: it would wait for ever for the workflow that waits for it.
     """
-    targets = [place.cases, *tables]
-    if all(target.exists() for target in targets):
+    targets = [place.done(job) for job in ("01_prepare_data", *jobs)]
+    missing = [target for target in targets if not target.exists()]
+    if not missing:
         return
+    if IN_WORKFLOW in os.environ:
+        raise RuntimeError(f"{missing[0]}: missing, and the workflow runs this notebook all the same")
     data = json.loads(place.cases.read_text(encoding="utf-8")) if place.cases.exists() else {"phantom": True}
     settings = {
         "PROFILE": place.profile,

@@ -11,7 +11,7 @@ import torch
 from pdlib import noise, workflow
 from pdlib.denoiser import GuidedUNet
 from pdlib.inference import build_diffusion
-from pdlib.paths import CONFIGS, NOTEBOOKS
+from pdlib.paths import CONFIGS, NOTEBOOKS, Layout
 from pdlib.sampler import Chain, sample
 from pdlib.schedule import scale_t_prime
 from pdlib.segmenters import build_segmenter, segmentation_loss
@@ -220,3 +220,12 @@ def test_a_failing_notebook_leaves_its_copy_and_a_readable_traceback(notebooks):
     assert "ZeroDivisionError" in executed.read_text(encoding="utf-8")
     run_notebook("divide", executed, {"by": 4})
     assert "0.25" in executed.read_text(encoding="utf-8")
+
+
+def test_a_job_of_the_graph_does_not_wait_for_the_graph(tmp_path, monkeypatch):
+    monkeypatch.setenv(workflow.IN_WORKFLOW, "1")
+    with pytest.raises(RuntimeError, match="03_train_ddpm: missing"):
+        place = Layout(tmp_path, "smoke")
+        place.done("01_prepare_data").parent.mkdir(parents=True)
+        place.done("01_prepare_data").touch()
+        workflow.require(place, "03_train_ddpm")
