@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-START = 0xFFFFFFFF  # the step counter of the start state's noise; chain steps count their own index k
+# Step counters of what is drawn outside the chain, whose steps count their own index k.
+START = 0xFFFFFFFF  # the noise of the start state
+LATENT = 0xFFFFFFFE  # the latent code of a generator
+DROPOUT = 0xFFFF0000  # plus the number of the layer: the units that a pass keeps
 _WORD = 0xFFFFFFFF
 _ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -68,12 +71,23 @@ def _uniform(word: Tensor) -> Tensor:
     return torch.where(signed < 0, -signed - 1, signed).to(torch.float32) * _INT31_TO_UNIT
 
 
-def normal(streams: Streams, step: int, height: int, width: int) -> Tensor:
-    """Standard Gaussian noise of a step, [N, 1, height, width] float32 on the streams' device (Box-Muller)."""
+def _words(streams: Streams, step: int, count: int) -> tuple[Tensor, Tensor]:
     device = streams.keys.device
-    pixel = torch.arange(height * width, device=device)
+    place = torch.arange(count, device=device)
     rows = [value.reshape(-1, 1) for value in (streams.keys, streams.members, streams.slices)]
     step_word = torch.tensor(step, dtype=torch.int64, device=device)
-    first, second, _, _ = philox(rows[0], (pixel, step_word, rows[1], rows[2]))
+    first, second, _, _ = philox(rows[0], (place, step_word, rows[1], rows[2]))
+    return first, second
+
+
+def uniform(streams: Streams, step: int, *shape: int) -> Tensor:
+    """Numbers in [0, 1), one for each place of [N, *shape], float32 on the streams' device."""
+    first, _ = _words(streams, step, math.prod(shape))
+    return _uniform(first).reshape(-1, *shape)
+
+
+def normal(streams: Streams, step: int, *shape: int) -> Tensor:
+    """Standard Gaussian noise of a step, [N, *shape] float32 on the streams' device (Box-Muller)."""
+    first, second = _words(streams, step, math.prod(shape))
     radius = torch.sqrt(-2.0 * torch.log(_uniform(first).clamp_min(1e-7)))
-    return (radius * torch.cos(2 * math.pi * _uniform(second))).reshape(-1, 1, height, width)
+    return (radius * torch.cos(2 * math.pi * _uniform(second))).reshape(-1, *shape)

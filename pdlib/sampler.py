@@ -78,12 +78,12 @@ class Chain:
 
 def gaussian_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
     """x_t ~ N(0, I), whatever the pre-segmentation (vanilla DDPM; Wolleb et al. 2021). [N, 1, H, W] -> the same."""
-    return noise.normal(streams, noise.START, *preseg.shape[-2:])
+    return noise.normal(streams, noise.START, *preseg.shape[1:])
 
 
 def preseg_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
     """The pre-segmentation diffused to index (PD-DDPM, Section 2). {0, 1} [N, 1, H, W] -> x_t of the same shape."""
-    fresh = noise.normal(streams, noise.START, *preseg.shape[-2:])
+    fresh = noise.normal(streams, noise.START, *preseg.shape[1:])
     return ops.q_sample(diffusion.codec.encode(preseg), index, fresh, diffusion.schedule)
 
 
@@ -121,7 +121,7 @@ def reverse_chain(
         x_start = ops.predict_x_start(
             diffusion.prediction, output.float(), x_t, t, diffusion.schedule, diffusion.codec.clamp
         )
-        fresh = noise.normal(streams, t, *x_t.shape[-2:])
+        fresh = noise.normal(streams, t, *x_t.shape[1:])
         if step == "ddpm":
             x_t = ops.p_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule)
         else:

@@ -40,7 +40,7 @@ def test_isolated_pixels_are_lost_as_often_as_the_scale_says():
     abar = COSINE.abar(299)
     for codec, lost in (("zero_one", 0.168), ("minus_one_one", 0.027)):
         encoded = build_codec(codec).encode(torch.ones(1, 1, 700, 700))
-        x_t = ops.q_sample(encoded, 299, noise.normal(streams(1), noise.START, 700, 700), COSINE)
+        x_t = ops.q_sample(encoded, 299, noise.normal(streams(1), noise.START, 1, 700, 700), COSINE)
         halfway = float(abar.sqrt()) * float(build_codec(codec).encode(torch.tensor(0.5)))
         assert float((x_t < halfway).float().mean()) == pytest.approx(lost, abs=0.002)
 
@@ -63,13 +63,13 @@ def test_philox_agrees_with_the_known_answers_of_its_authors():
 
 
 def test_noise_is_standard_gaussian_and_every_stream_is_its_own():
-    draws = noise.normal(streams(4), 7, 200, 200)
+    draws = noise.normal(streams(4), 7, 1, 200, 200)
     assert abs(float(draws.mean())) < 0.01 and abs(float(draws.std()) - 1) < 0.01
     assert abs(float((draws.abs() > 1.959964).float().mean()) - 0.05) < 0.002
     others = [
-        noise.normal(streams(4), 8, 200, 200),
-        noise.normal(streams(4, seed=1), 7, 200, 200),
-        noise.normal(streams(4, subject="b"), 7, 200, 200),
+        noise.normal(streams(4), 8, 1, 200, 200),
+        noise.normal(streams(4, seed=1), 7, 1, 200, 200),
+        noise.normal(streams(4, subject="b"), 7, 1, 200, 200),
         draws.roll(1, 0),
     ]
     for other in others:
@@ -77,8 +77,8 @@ def test_noise_is_standard_gaussian_and_every_stream_is_its_own():
 
 
 def test_noise_of_a_row_does_not_depend_on_its_batch():
-    whole = noise.normal(streams(6), 3, 9, 11)
-    assert torch.equal(whole[4:5], noise.normal(streams(6)[4:5], 3, 9, 11))
+    whole = noise.normal(streams(6), 3, 1, 9, 11)
+    assert torch.equal(whole[4:5], noise.normal(streams(6)[4:5], 3, 1, 9, 11))
 
 
 def test_chain_visits_exactly_t_prime_indices():
@@ -113,7 +113,7 @@ def run_against(scheduler, step, indices, schedule, codec, prediction):
     """Ours beside a diffusers scheduler, fed with the same model outputs and with our noise."""
     diffusion = Diffusion(schedule, codec, prediction)
     rows = streams(3)
-    x = noise.normal(rows, noise.START, 6, 5)
+    x = noise.normal(rows, noise.START, 1, 6, 5)
     scheduler.set_timesteps(timesteps=list(indices)) if step == "ddpm" else scheduler.set_timesteps(len(indices))
     assert [int(t) for t in scheduler.timesteps] == list(indices)
     theirs = x.clone()
@@ -122,9 +122,9 @@ def run_against(scheduler, step, indices, schedule, codec, prediction):
         return 0.3 * state + 0.1 * torch.sin(state * 3) + 0.001 * t
 
     for t in scheduler.timesteps:
-        kwargs = {"eta": 1.0, "variance_noise": noise.normal(rows, int(t), 6, 5)} if step == "ddim" else {}
+        kwargs = {"eta": 1.0, "variance_noise": noise.normal(rows, int(t), 1, 6, 5)} if step == "ddim" else {}
         if step == "ddpm":
-            scheduler_noise = noise.normal(rows, int(t), 6, 5)
+            scheduler_noise = noise.normal(rows, int(t), 1, 6, 5)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, n=scheduler_noise, **k: n)
                 theirs = scheduler.step(model(theirs, t), t, theirs).prev_sample
@@ -182,8 +182,8 @@ def gaussian_moments(step, indices, mean, spread, schedule, rows=20000):
         return ((x[:, 2:].double() - abar.sqrt() * x_start) / (1 - abar).sqrt()).float()
 
     abar = schedule.abar(indices[0])
-    clean = mean + spread * noise.normal(streams(1, seed=9), 1, rows, 1)
-    x = abar.sqrt().float() * clean + (1 - abar).sqrt().float() * noise.normal(streams(1, seed=9), 2, rows, 1)
+    clean = mean + spread * noise.normal(streams(1, seed=9), 1, 1, rows, 1)
+    x = abar.sqrt().float() * clean + (1 - abar).sqrt().float() * noise.normal(streams(1, seed=9), 2, 1, rows, 1)
     seen = {}
     reverse_chain(
         exact_eps,
@@ -287,7 +287,7 @@ def test_x0_jump_is_the_prediction_of_a_single_call():
 
     chain = replace(FULL, finish="x0_jump")
     out = sample(counted, image, preseg, chain=chain, diffusion=diffusion, streams=streams(5))
-    x_t = ops.q_sample(preseg, 299, noise.normal(streams(5), noise.START, 8, 8), COSINE)
+    x_t = ops.q_sample(preseg, 299, noise.normal(streams(5), noise.START, 1, 8, 8), COSINE)
     expected = ops.predict_x_start(
         "v", network(torch.cat([image, x_t], 1), torch.full((5,), 299)), x_t, 299, COSINE, (0, 1)
     )
