@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,22 @@ class Fit:
     seed: int
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What an update sees: image [B, 2, h, w], mask [B, C, h, w] in {0, 1}, its number and its own generator."""
+
+    image: Tensor
+    mask: Tensor
+    step: int
+    generator: torch.Generator
+
+
 class SliceBank:
     """Training slices in memory; the batch of an update depends on (seed, step, rank) alone, so a resume is exact.
 
     Args:
-        images: slices [2, H, W] float32, of any sizes.
-        masks: slices [1, H, W] in {0, 1}.
+        images: slices [2, H, W] float32, of any sizes; any number of channels, the same for all.
+        masks: slices [C, H, W] in {0, 1}, one channel a class.
     """
 
     def __init__(self, images: list[Tensor], masks: list[Tensor]):
@@ -62,14 +72,14 @@ class SliceBank:
             raise ValueError("there are no training slices")
         self.images, self.masks = images, masks
 
-    def draw(self, step: int, rank: int, fit: Fit) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Random crops [B, 2, h, w], [B, 1, h, w] and the generator for whatever else the update draws."""
+    def draw(self, step: int, rank: int, fit: Fit) -> Batch:
+        """Random crops of random slices, and the generator for whatever else the update draws."""
         seed = np.random.SeedSequence((fit.seed, step, rank)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed) >> 1)
         rows = torch.randint(len(self.images), (fit.batch_size,), generator=generator).tolist()
         pairs = [self._crop(torch.cat([self.images[i], self.masks[i]]), fit, generator) for i in rows]
-        batch = torch.stack(pairs)
-        return batch[:, :2], batch[:, 2:], generator
+        image, mask = torch.stack(pairs).tensor_split([len(self.images[0])], dim=1)
+        return Batch(image, mask, step, generator)
 
     @staticmethod
     def _crop(pair: Tensor, fit: Fit, generator: torch.Generator) -> Tensor:
@@ -83,32 +93,34 @@ class SliceBank:
         return pair.flip(-1) if flip else pair
 
 
-Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+Losses = dict[str, Tensor]  # parts by name: their sum is minimised, each has its curve
+Objective = Callable[[nn.Module, Batch], Losses]
 
 
-def segmentation_objective(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+def segmentation_objective(loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
     """A segmenter's training loss on a batch: loss(logit, mask)."""
-    return lambda network, image, mask, generator: loss(network(image), mask)
+    return lambda network, batch: {"train_loss": loss(network(batch.image), batch.mask)}
 
 
-def diffusion_objective(diffusion: Diffusion, t_max: int) -> Loss:
+def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
     """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max."""
 
-    def objective(network: nn.Module, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        t = torch.randint(t_max, (len(mask),), generator=generator)
-        noise = torch.randn(mask.shape, generator=generator).to(mask.device)
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        mask = batch.mask
+        t = torch.randint(t_max, (len(mask),), generator=batch.generator)
+        noise = torch.randn(mask.shape, generator=batch.generator).to(mask.device)
         x_start = diffusion.codec.encode(mask)
         x_t = ops.q_sample(x_start, t, noise, diffusion.schedule)
         target = ops.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
-        output = network(torch.cat([image, x_t], dim=1), t.to(mask.device))
-        return nn.functional.mse_loss(output.float(), target)
+        output = network(torch.cat([batch.image, x_t], dim=1), t.to(mask.device))
+        return {"train_loss": nn.functional.mse_loss(output.float(), target)}
 
     return objective
 
 
 def fit_network(
     network: nn.Module,
-    objective: Loss,
+    objective: Objective,
     bank: SliceBank,
     validate: Callable[[nn.Module], dict[str, float]],
     *,
@@ -128,7 +140,7 @@ def fit_network(
         on_step: called after each update with (updates done, training loss).
 
     Returns:
-        The history: step, metric, value (train_loss is the mean since the last validation).
+        The history: step, metric, value (a loss is its mean since the last validation).
     """
     folder.mkdir(parents=True, exist_ok=True)
     recipe = json.dumps({"fit": asdict(fit), "card": card}, sort_keys=True)
@@ -141,22 +153,23 @@ def fit_network(
             stale.unlink()
     average.to(fabric.device)
     network, optimizer = fabric.setup(network, optimizer)
-    losses: list[float] = []
+    losses: list[dict[str, float]] = []
     for step in range(done, fit.steps):
         network.train()
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, fit)
-        image, mask, generator = bank.draw(step, fabric.global_rank, fit)
-        torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
-        loss = objective(network, image.to(fabric.device), mask.to(fabric.device), generator)
-        fabric.backward(loss)
+        batch = bank.draw(step, fabric.global_rank, fit)
+        torch.manual_seed(batch.generator.initial_seed())  # dropout draws from the global generator
+        batch = replace(batch, image=batch.image.to(fabric.device), mask=batch.mask.to(fabric.device))
+        parts = objective(network, batch)
+        fabric.backward(sum(parts.values()))
         optimizer.step()
         optimizer.zero_grad()
         _update_average(average, network.module, min(fit.ema_decay, (1 + step) / (10 + step)))
-        losses.append(loss.item())
-        on_step(step + 1, losses[-1])
+        losses.append({name: part.item() for name, part in parts.items()})
+        on_step(step + 1, sum(losses[-1].values()))
         if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
-            scores = {"train_loss": float(np.mean(losses)), **validate(average)}
+            scores = {**pd.DataFrame(losses).mean().to_dict(), **validate(average)}
             losses.clear()
             history += [{"step": step + 1, "metric": metric, "value": value} for metric, value in scores.items()]
             if fabric.is_global_zero:

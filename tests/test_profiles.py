@@ -15,7 +15,7 @@ from pdlib.paths import CONFIGS, NOTEBOOKS, Layout
 from pdlib.sampler import Chain, sample
 from pdlib.schedule import scale_t_prime
 from pdlib.segmenters import build_segmenter, segmentation_loss
-from pdlib.training import Fit, diffusion_objective, segmentation_objective
+from pdlib.training import Batch, Fit, diffusion_objective, segmentation_objective
 from pdlib.workflow import NotebookFailed, load_profile, run_notebook
 
 PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "phantom")
@@ -113,7 +113,7 @@ def two_updates(network, objective, weight_decay, learning_rate, side):
     before = last.detach().clone()
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     for _ in range(2):
-        loss = objective(network.train(), image, mask, rng)
+        loss = sum(objective(network.train(), Batch(image, mask, 0, rng)).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

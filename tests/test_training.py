@@ -16,6 +16,7 @@ from pdlib.denoiser import GuidedUNet
 from pdlib.inference import build_diffusion
 from pdlib.sampler import Chain, sample
 from pdlib.training import (
+    Batch,
     Fit,
     SliceBank,
     diffusion_objective,
@@ -56,7 +57,8 @@ def small_network():
 
 
 def likelihood(network):
-    image, mask, _ = small_bank().draw(0, 0, PLAN)
+    batch = small_bank().draw(0, 0, PLAN)
+    image, mask = batch.image, batch.mask
     with torch.no_grad():
         return {"score": -float(nn.functional.binary_cross_entropy_with_logits(network(image), mask))}
 
@@ -164,7 +166,10 @@ def fit_slope(tmp_path, **changes):
         seen.append(network.place.item())
         return {"score": 0.0}
 
-    fit_small(tmp_path, plan=plan, network=Slope(), objective=lambda net, *batch: net(batch).sum(), validate=validate)
+    def objective(network, batch):
+        return {"train_loss": network(batch).sum()}
+
+    fit_small(tmp_path, plan=plan, network=Slope(), objective=objective, validate=validate)
     return seen
 
 
@@ -214,8 +219,8 @@ def test_history_holds_the_mean_loss_since_the_last_validation(tmp_path):
 
 def test_a_batch_depends_on_seed_step_and_rank_alone():
     def batch(step=3, rank=1, seed=0):
-        image, mask, generator = small_bank().draw(step, rank, replace(PLAN, seed=seed))
-        return torch.cat([image.flatten(), mask.flatten(), torch.rand(2, generator=generator)])
+        drawn = small_bank().draw(step, rank, replace(PLAN, seed=seed))
+        return torch.cat([drawn.image.flatten(), drawn.mask.flatten(), torch.rand(2, generator=drawn.generator)])
 
     torch.manual_seed(5)
     assert torch.equal(batch(), batch())
@@ -233,7 +238,8 @@ def numbered(height, width):
 def crops(size, crop, flip, batch=200):
     image, mask = numbered(*size)
     plan = replace(PLAN, crop=crop, flip_probability=flip, batch_size=batch)
-    images, masks, _ = SliceBank([image], [mask]).draw(0, 0, plan)
+    drawn = SliceBank([image], [mask]).draw(0, 0, plan)
+    images, masks = drawn.image, drawn.mask
     assert images.shape == (batch, 2, *crop) and masks.shape == (batch, 1, *crop)
     assert torch.equal(images[:, 0], -images[:, 1])
     assert torch.equal(masks[:, 0] == 1, images[:, 0] == 1 * size[1] + 2), "mask and image are cut alike"
@@ -287,9 +293,8 @@ def test_diffusion_loss_is_the_hand_written_one(prediction, codec):
     def network(x, t):
         return 0.3 * x[:, 2:] + 0.2 * x[:, :1] - 0.1 * x[:, 1:2] + t.reshape(-1, 1, 1, 1) / 1000
 
-    loss = diffusion_objective(diffusion(prediction, codec), 900)(
-        network, image, mask, torch.Generator().manual_seed(7)
-    )
+    objective = diffusion_objective(diffusion(prediction, codec), 900)
+    loss = objective(network, Batch(image, mask, 0, torch.Generator().manual_seed(7)))["train_loss"]
 
     again = torch.Generator().manual_seed(7)
     k = torch.randint(900, (6,), generator=again).numpy()
@@ -310,7 +315,8 @@ def test_every_index_below_t_max_is_trained_and_no_other():
         return x[:, 2:]
 
     objective = diffusion_objective(diffusion("eps"), 8)
-    objective(network, torch.zeros(400, 2, 1, 1), torch.zeros(400, 1, 1, 1), torch.Generator().manual_seed(0))
+    empty = torch.zeros(400, 2, 1, 1)
+    objective(network, Batch(empty, empty[:, :1], 0, torch.Generator().manual_seed(0)))
     assert set(seen) == set(range(8))
 
 
