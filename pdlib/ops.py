@@ -68,6 +68,22 @@ def ddim_sample(
     return reference.ddim_sample(x_start, x_t, t, t_prev, noise, schedule, eta)
 
 
+def dpm_solver_sample(
+    x_start: Tensor, before: tuple[int, Tensor] | None, x_t: Tensor, t: int, t_prev: int, schedule: Schedule
+) -> Tensor:
+    """One DPM-Solver++(2M) step from t to t_prev < t; -1 is the clean image. [N, C, H, W] -> the same.
+
+    before: index (> t) and predicted x_start of the step before, None in the first.
+    """
+    _check_step(x_start, x_t, t, t_prev, x_start, schedule)
+    if before is not None:
+        _check_same_shape(before=before[1], x_t=x_t)
+        _check_index(before[0], schedule, len(x_t))
+        if before[0] <= t:
+            raise ValueError(f"the step before was made at {before[0]}, not above t={t}")
+    return reference.dpm_solver_sample(x_start, before, x_t, t, t_prev, schedule)
+
+
 def _check_step(x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule) -> None:
     _check_same_shape(x_start=x_start, x_t=x_t, noise=noise)
     _check_index(t, schedule, len(x_t))

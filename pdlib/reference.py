@@ -70,6 +70,29 @@ def ddim_sample(
     return mean + _column(sigma, x_t) * noise
 
 
+def dpm_solver_sample(
+    x_start: Tensor, before: tuple[int, Tensor] | None, x_t: Tensor, t: int, t_prev: int, schedule: Schedule
+) -> Tensor:
+    """One DPM-Solver++(2M) step t -> t_prev (Lu et al. 2022, arXiv 2211.01095, Algorithm 2); deterministic.
+
+    before: index and predicted x_start of the step before; None in the first step, which is of first order, as is the
+    arrival at -1.
+    """
+    _, sigma, level = _half_logsnr(t, schedule)
+    signal_prev, sigma_prev, level_prev = _half_logsnr(t_prev, schedule)
+    if before is not None and t_prev >= 0:
+        ratio = (level - _half_logsnr(before[0], schedule)[2]) / (level_prev - level)
+        x_start = x_start + _column(1 / (2 * ratio), x_t) * (x_start - before[1])
+    kept = _column(signal_prev * (1 - (level - level_prev).exp()), x_t)
+    return _column(sigma_prev / sigma, x_t) * x_t + kept * x_start
+
+
+def _half_logsnr(t: int, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+    """sqrt(abar), sqrt(1 - abar) and the logarithm of their ratio, the solver's time."""
+    signal, sigma = schedule.abar(t).sqrt(), (1 - schedule.abar(t)).sqrt()
+    return signal, sigma, signal.log() - sigma.log()
+
+
 def ensemble_stats(members: Tensor, threshold: float, vote: str) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance (ddof 0) and mask over the first axis: [E, ...] in 0..1 -> three of [...].
 

@@ -1,12 +1,15 @@
 """One reverse chain with a pluggable start and a pluggable finish: every diffusion row of Table 1.
 
-| row          | start                      | finish                                   |
-|--------------|----------------------------|------------------------------------------|
-| vanilla DDPM | gaussian at index T - 1    | run_to_zero                              |
-| PD-DDPM      | preseg, diffused to T' - 1 | run_to_zero                              |
-| x0 jump      | preseg, diffused to T' - 1 | x0_jump: predicted x_start after one call |
+| row          | start                              | finish                                             |
+|--------------|------------------------------------|----------------------------------------------------|
+| vanilla DDPM | gaussian at index T - 1            | run_to_zero                                        |
+| PD-DDPM      | preseg, diffused to T' - 1         | run_to_zero                                        |
+| ES-DDPM      | preseg, a VAE's draw a member      | run_to_zero                                        |
+| TDPM         | given: a GAN's draw of x at T' - 1 | run_to_zero                                        |
+| ADDPM        | preseg, diffused to T' - 1         | one_step: stop at t_stop, one call of another network |
+| x0 jump      | preseg, diffused to T' - 1         | x0_jump: predicted x_start after one call          |
 
-ES-DDPM (Lyu 2022) is the preseg start with a draw of a generative model in the segmenter's place: one line apart.
+PD-DDPM is ES-DDPM (Lyu 2022) with a deterministic segmenter for the generator: the two rows differ in that word alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +23,8 @@ from pdlib.codec import MaskCodec
 from pdlib.noise import Streams
 from pdlib.schedule import Schedule, chain_indices
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, 3, H, W], [N] indices) -> [N, 1, H, W]
+Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C, H, W]
+Refine = Callable[[Tensor], Tensor]  # [N, image + C, H, W], x at index t_stop - 1 -> 0..1 [N, C, H, W]
 OnStep = Callable[[int, Tensor, Tensor], None]  # (index, state after the step, predicted x_start)
 
 
@@ -42,10 +46,11 @@ class Chain:
         finish: a key of FINISHES.
         t_prime: COUNT of steps; the chain starts at index t_prime - 1.
         stride: visit every stride-th index only (1 visits all).
-        step: "ddpm" (ancestral) or "ddim".
-        eta: DDIM's noise level, unused by ddpm.
+        step: "ddpm" (ancestral), "ddim" or "dpm_solver" (DPM-Solver++(2M), deterministic).
+        eta: DDIM's noise level, unused by the others.
         convention: "consistent" diffuses the start to index t_prime - 1, where the first call is made;
             "official" (the authors' code) diffuses it one step further and denoises from t_prime - 1 all the same.
+        t_stop: where a "one_step" finish leaves the chain: the last index visited, 0 for one that goes to the end.
     """
 
     start: str
@@ -55,21 +60,24 @@ class Chain:
     step: str
     eta: float
     convention: str
+    t_stop: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("start", self.start, STARTS),
             ("finish", self.finish, FINISHES),
-            ("step", self.step, ("ddpm", "ddim")),
+            ("step", self.step, STEPS),
             ("convention", self.convention, ("consistent", "official")),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {sorted(known)}")
+        if self.t_stop and self.finish != "one_step":
+            raise ValueError(f"t_stop {self.t_stop}: a chain that ends by {self.finish} does not stop before")
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """Visited indices, first t_prime - 1."""
-        return FINISHES[self.finish](self.t_prime, self.stride)
+        """Visited indices, first t_prime - 1; none where the chain stops at its start."""
+        return FINISHES[self.finish](self)
 
     def start_index(self, schedule: Schedule) -> int:
         """The index to which a start is diffused."""
@@ -77,18 +85,28 @@ class Chain:
 
 
 def gaussian_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
-    """x_t ~ N(0, I), whatever the pre-segmentation (vanilla DDPM; Wolleb et al. 2021). [N, 1, H, W] -> the same."""
+    """x_t ~ N(0, I), whatever the pre-segmentation (vanilla DDPM; Wolleb et al. 2021). [N, C, H, W] -> the same."""
     return noise.normal(streams, noise.START, *preseg.shape[1:])
 
 
 def preseg_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
-    """The pre-segmentation diffused to index (PD-DDPM, Section 2). {0, 1} [N, 1, H, W] -> x_t of the same shape."""
+    """The pre-segmentation diffused to index (PD-DDPM, Section 2). {0, 1} [N, C, H, W] -> x_t of the same shape."""
     fresh = noise.normal(streams, noise.START, *preseg.shape[1:])
     return ops.q_sample(diffusion.codec.encode(preseg), index, fresh, diffusion.schedule)
 
 
-STARTS = {"gaussian": gaussian_start, "preseg": preseg_start}
-FINISHES = {"run_to_zero": chain_indices, "x0_jump": lambda t_prime, stride: (t_prime - 1,)}
+def given_start(state: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
+    """The state itself, drawn by a generator of x at this index (TDPM, Zheng et al. 2022). [N, C, H, W] -> the same."""
+    return state
+
+
+STARTS = {"gaussian": gaussian_start, "preseg": preseg_start, "given": given_start}
+STEPS = ("ddpm", "ddim", "dpm_solver")
+FINISHES = {
+    "run_to_zero": lambda chain: chain_indices(chain.t_prime, chain.stride),
+    "x0_jump": lambda chain: (chain.t_prime - 1,),
+    "one_step": lambda chain: chain_indices(chain.t_prime, chain.stride, chain.t_stop),
+}
 
 
 def reverse_chain(
@@ -101,22 +119,24 @@ def reverse_chain(
     streams: Streams,
     step: str,
     eta: float,
+    t_stop: int = 0,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Denoise x_t along indices, one network call each, down to the clean mask (PD-DDPM Algorithm; DDPM Algorithm 2).
+    """Denoise x_t along indices, one network call each, down to index t_stop - 1 (PD-DDPM Algorithm; DDPM Algorithm 2).
 
     Args:
         denoise: the network; sees the channel concat [image, x_t] and the index.
-        image: [N, 2, H, W].
-        x_t: [N, 1, H, W], the state at indices[0].
-        indices: descending; the last step always arrives at the clean mask.
+        image: [N, 2, H, W], or whatever the network was trained on.
+        x_t: [N, C, H, W], the state at indices[0].
+        indices: descending; the last step arrives at index t_stop - 1, which for 0 is the clean mask.
         streams: one random stream per row.
         on_step: called after each step with (index, state, predicted x_start).
 
     Returns:
-        [N, 1, H, W] in the codec's range.
+        [N, C, H, W]; a clean mask is in the codec's range.
     """
-    for t, t_prev in zip(indices, [*indices[1:], -1], strict=True):
+    before = None
+    for t, t_prev in zip(indices, [*indices[1:], t_stop - 1][: len(indices)], strict=True):
         output = denoise(torch.cat([image, x_t], dim=1), torch.full((len(x_t),), t, device=x_t.device))
         x_start = ops.predict_x_start(
             diffusion.prediction, output.float(), x_t, t, diffusion.schedule, diffusion.codec.clamp
@@ -124,8 +144,11 @@ def reverse_chain(
         fresh = noise.normal(streams, t, *x_t.shape[1:])
         if step == "ddpm":
             x_t = ops.p_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule)
-        else:
+        elif step == "ddim":
             x_t = ops.ddim_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule, eta)
+        else:
+            x_t = ops.dpm_solver_sample(x_start, before, x_t, t, t_prev, diffusion.schedule)
+        before = (t, x_start)
         if on_step is not None:
             on_step(t, x_t, x_start)
     return x_t
@@ -139,13 +162,20 @@ def sample(
     chain: Chain,
     diffusion: Diffusion,
     streams: Streams,
+    refine: Refine | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Start, chain and finish of one row: image [N, 2, H, W], preseg {0, 1} [N, 1, H, W] -> 0..1 [N, 1, H, W]."""
+    """Start, chain and finish of one row: image [N, 2, H, W], preseg [N, C, H, W] -> 0..1 [N, C, H, W].
+
+    preseg is what the start takes: a mask in {0, 1}, or for "given" the state itself. refine is the network of a
+    "one_step" finish; one that stops at 0 has nothing left to do and is never called. ValueError where it is missing.
+    """
+    if chain.t_stop and refine is None:
+        raise ValueError("a chain that stops before the end needs the network that goes on from there")
     if chain.t_prime > diffusion.schedule.steps:
         raise ValueError(f"t_prime {chain.t_prime} exceeds the schedule's {diffusion.schedule.steps} steps")
     x_t = STARTS[chain.start](preseg, chain.start_index(diffusion.schedule), streams, diffusion)
-    x_0 = reverse_chain(
+    x = reverse_chain(
         denoise,
         image,
         x_t,
@@ -154,6 +184,7 @@ def sample(
         streams=streams,
         step=chain.step,
         eta=chain.eta,
+        t_stop=chain.t_stop,
         on_step=on_step,
     )
-    return diffusion.codec.decode(x_0)
+    return refine(torch.cat([image, x], dim=1)) if chain.t_stop else diffusion.codec.decode(x)

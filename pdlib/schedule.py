@@ -56,15 +56,17 @@ def build_schedule(name: str, **arguments) -> Schedule:
     return SCHEDULES[name](**arguments)
 
 
-def chain_indices(t_prime: int, stride: int) -> tuple[int, ...]:
-    """The indices a chain of t_prime steps visits, first t_prime - 1 and last 0; every one of them when stride is 1.
+def chain_indices(t_prime: int, stride: int, t_stop: int = 0) -> tuple[int, ...]:
+    """The indices visited by a chain from t_prime - 1 down to t_stop, both included: all of them when stride is 1.
 
-    A stride s > 1 keeps ceil(t_prime / s) of them, evenly spaced, and both ends whatever the stride.
+    A stride s > 1 keeps ceil((t_prime - t_stop) / s) of them, evenly spaced, and both ends whatever the stride. A chain
+    that stops where it starts (t_stop = t_prime) visits none.
     """
-    if t_prime < 1 or stride < 1:
-        raise ValueError(f"t_prime and stride must be at least 1, got {t_prime} and {stride}")
-    count = max(math.ceil(t_prime / stride), min(t_prime, 2))
-    return tuple(int(k) for k in np.linspace(t_prime - 1, 0, count).round())
+    if t_prime < 1 or stride < 1 or not 0 <= t_stop <= t_prime:
+        raise ValueError(f"t_prime {t_prime}, stride {stride} must be at least 1, t_stop {t_stop} in 0..t_prime")
+    length = t_prime - t_stop
+    count = max(math.ceil(length / stride), min(length, 2))
+    return tuple(int(k) for k in np.linspace(t_prime - 1, t_stop, count).round())
 
 
 def scale_t_prime(t_prime: int, paper_steps: int, steps: int) -> int:

@@ -3,6 +3,7 @@
 Arrays are [Z, Y, X], slices first, reoriented to the closest canonical (RAS+) axes; spacing_mm has the same order.
 """
 
+import glob
 import gzip
 import io
 import logging
@@ -219,6 +220,29 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, tuple[float, float, float
     path = Path(path)
     values, grid = _read(path, "mask")
     return _as_labels(path, values), grid.spacing_mm
+
+
+def read_raters(root: Path | str, case: Case, grid: Grid) -> dict[str, np.ndarray]:
+    """Extra raters' labels of a case: observer's folder -> [Z, Y, X] uint8 (0, 1, 2), sorted; {} where there are none.
+
+    They are additional_annotations/observer_*/.../CASE/result.nii.gz, where additional_annotations stands in `root` or
+    in a folder between it and the case, and CASE is the case's path from that folder on (an older copy's GE3T/100 is
+    found at training/Amsterdam/GE3T/100, too). `grid` is the case's. CaseError, naming the file: what `read_case`
+    refuses in a mask, another grid, a second mask by the same observer. ValueError: a case that is not below `root`.
+    """
+    root, found = Path(root), {}
+    below = case.folder.relative_to(root).parts
+    for depth in range(len(below)):
+        annotations = root.joinpath(*below[:depth], "additional_annotations")
+        tail = glob.escape("/".join(below[depth:]))
+        for path in sorted(annotations.glob(f"observer_*/**/{tail}/result.nii.gz")):
+            observer = path.relative_to(annotations).parts[0]
+            if observer in found:
+                raise CaseError.of(path, f"a second mask by {observer} of {case.subject}")
+            values, rater_grid = _read(path, "mask")
+            found[observer] = _as_labels(path, values)
+            _require_same_grid(path, rater_grid, case.flair, grid)
+    return dict(sorted(found.items()))
 
 
 def read_score_pair(
