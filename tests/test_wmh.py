@@ -297,6 +297,63 @@ def test_a_wrong_shape_is_not_written(tmp_path, case):
     assert not (tmp_path / "x.nii.gz").exists()
 
 
+RATERS = {
+    "the challenge": ("", "training/Utrecht/7", "training/Utrecht/7"),
+    "an older copy": ("", "GE3T/7", "training/Amsterdam/GE3T/7"),
+    "a data set further down": ("WMH", "training/Utrecht/7", "training/Utrecht/7"),
+    "odd names": ("", "training/Amsterdam/Philips VU .PETMR_01./[7]*", "training/Amsterdam/Philips VU .PETMR_01./[7]*"),
+}
+
+
+@pytest.mark.parametrize(("data_set", "folder", "annotated"), RATERS.values(), ids=RATERS)
+def test_raters_are_found_and_no_one_elses(tmp_path, data_set, folder, annotated):
+    for name, array in zip(("pre/FLAIR", "pre/T1", "wmh"), scans(), strict=True):
+        save(tmp_path / data_set / folder / f"{name}.nii.gz", array)
+    drawn = {"observer_o3": scans()[2], "observer_o4": np.roll(scans()[2], 1, axis=1)}
+    annotations = tmp_path / data_set / "additional_annotations"
+    save(annotations / "observer_o4" / annotated / "result.nii.gz", drawn["observer_o4"])
+    mirrored = AFFINES["RAS"] @ [[-1, 0, 0, 11], *np.eye(4)[1:]]
+    save(annotations / "observer_o3" / annotated / "result.nii.gz", drawn["observer_o3"][::-1], mirrored)
+    others = ["training/Singapore/7", "training/Utrecht/17", "test/Utrecht/7"]
+    for other in others:
+        save(annotations / "observer_o3" / other / "result.nii.gz", np.ones(SHAPE))
+    save(tmp_path / "other data/additional_annotations/observer_o5" / annotated / "result.nii.gz", scans()[2])
+
+    (case,) = wmh.find_cases(tmp_path)
+    raters = wmh.read_raters(tmp_path, case, wmh.read_case(case, clip_percentiles=CLIP).grid)
+    assert list(raters) == ["observer_o3", "observer_o4"]
+    for observer, labels in raters.items():
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, drawn[observer].T)
+
+
+def test_a_case_without_raters_has_none(case, tmp_path):
+    grid = wmh.read_case(case, clip_percentiles=CLIP).grid
+    assert wmh.read_raters(tmp_path, case, grid) == {}
+    assert wmh.read_raters(case.folder, case, grid) == {}
+    with pytest.raises(ValueError, match="elsewhere"):
+        wmh.read_raters(tmp_path / "elsewhere", case, grid)
+
+
+@pytest.mark.parametrize(
+    "damage", ["label 3", "wrong CRC of the mask", "mask of another shape", "mask elsewhere", "NaN in the mask"]
+)
+def test_a_raters_mask_is_checked_like_the_experts(case, tmp_path, damage):
+    path = tmp_path / "additional_annotations/observer_o4/training/Utrecht/7/result.nii.gz"
+    save(path, scans()[2])
+    _, change_file, cause = BAD[damage]
+    change_file(path)
+    with pytest.raises(CaseError, match=rf"^{path}: .*{cause}"):
+        wmh.read_raters(tmp_path, case, wmh.read_case(case, clip_percentiles=CLIP).grid)
+
+
+def test_two_masks_by_one_observer_are_refused(case, tmp_path):
+    for folder in (tmp_path, tmp_path / "training"):
+        save(folder / "additional_annotations/observer_o3/training/Utrecht/7/result.nii.gz", scans()[2])
+    with pytest.raises(CaseError, match=r"a second mask of training/Utrecht/7 by observer_o3"):
+        wmh.read_raters(tmp_path, case, wmh.read_case(case, clip_percentiles=CLIP).grid)
+
+
 def test_cases_are_found_at_any_depth_under_any_name(tmp_path):
     folders = ["training/Amsterdam/Philips VU .PETMR_01./160", "training/Zürich/雪 7", "Utrecht/0", "GE3T/19"]
     for folder in folders:

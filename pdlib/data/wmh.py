@@ -223,12 +223,13 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, tuple[float, float, float
 
 
 def read_raters(root: Path | str, case: Case, grid: Grid) -> dict[str, np.ndarray]:
-    """Extra raters' labels of a case: observer's folder -> [Z, Y, X] uint8 (0, 1, 2), sorted; {} where there are none.
+    """Extra raters' labels of a case: observer -> [Z, Y, X] uint8 (0, 1, 2), sorted by name; {} where there are none.
 
-    They are additional_annotations/observer_*/.../CASE/result.nii.gz, where additional_annotations stands in `root` or
-    in a folder between it and the case, and CASE is the case's path from that folder on (an older copy's GE3T/100 is
-    found at training/Amsterdam/GE3T/100, too). `grid` is the case's. CaseError, naming the file: what `read_case`
-    refuses in a mask, another grid, a second mask by the same observer. ValueError: a case that is not below `root`.
+    They lie at additional_annotations/OBSERVER/.../CASE/result.nii.gz, where OBSERVER begins with "observer_",
+    additional_annotations stands in `root` or in a folder between it and the case, and CASE is the case's path from
+    there; so an older copy's Utrecht/7 is found at OBSERVER/training/Utrecht/7. `grid` is the case's own. Raises
+    CaseError naming the file, as `read_case` does for a mask, and where an observer has two files for the case;
+    ValueError for a case that is not below `root`.
     """
     root, found = Path(root), {}
     below = case.folder.relative_to(root).parts
@@ -238,10 +239,10 @@ def read_raters(root: Path | str, case: Case, grid: Grid) -> dict[str, np.ndarra
         for path in sorted(annotations.glob(f"observer_*/**/{tail}/result.nii.gz")):
             observer = path.relative_to(annotations).parts[0]
             if observer in found:
-                raise CaseError.of(path, f"a second mask by {observer} of {case.subject}")
+                raise CaseError.of(path, f"a second mask of {case.subject} by {observer}")
             values, rater_grid = _read(path, "mask")
-            found[observer] = _as_labels(path, values)
             _require_same_grid(path, rater_grid, case.flair, grid)
+            found[observer] = _as_labels(path, values)
     return dict(sorted(found.items()))
 
 
