@@ -33,7 +33,7 @@ def load_profile(name: str) -> dict:
     """A profile of configs/; ValueError for a name that is none."""
     path = CONFIGS / f"{name}.yaml"
     if not path.exists():
-        known = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "phantom")
+        known = sorted(p.stem for p in CONFIGS.glob("*.yaml") if not p.stem.startswith("phantom"))
         raise ValueError(f"unknown profile {name!r}: choose one of {known}")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 

@@ -18,7 +18,7 @@ from pdlib.segmenters import build_segmenter, segmentation_loss
 from pdlib.training import Batch, Fit, diffusion_objective, segmentation_objective
 from pdlib.workflow import NotebookFailed, load_profile, run_notebook
 
-PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "phantom")
+PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("phantom"))
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 OF_THE_JOB = {"profile", "out", "data", "architecture", "network"}  # the Snakefile sets these
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -25,20 +25,13 @@ import pandas as pd
 from scipy import ndimage
 from scipy.sparse import csr_array
 
+from pdlib.data.recipe import from_mapping
+
 STATISTICS_FILE = "phantom.json"
 TABLE_FILE = "phantom.csv"
 SETTINGS_FILE = "phantom_settings.json"
 TOUCHING = np.ones((3, 3, 3), bool)
 CHALLENGE_PART = "training"
-
-
-def _from_mapping(kind: type, mapping: Mapping[str, Any], where: str):
-    """Build the dataclass `kind`, or raise ValueError naming each key that is missing or unknown."""
-    wanted = {field.name for field in fields(kind)}
-    missing, unknown = sorted(wanted - set(mapping)), sorted(set(mapping) - wanted)
-    if missing or unknown:
-        raise ValueError(f"{where}: missing keys {missing}, unknown keys {unknown}")
-    return kind(**mapping)
 
 
 @dataclass(frozen=True)
@@ -126,10 +119,10 @@ class PhantomParameters:
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> PhantomParameters:
         """Check every key, also inside `sites` and `raters`. Raises ValueError."""
-        parameters = _from_mapping(cls, mapping, "phantom parameters")
+        parameters = from_mapping(cls, mapping, "phantom parameters")
         nested = {
-            "sites": tuple(_from_mapping(Site, site, "phantom parameters: sites") for site in parameters.sites),
-            "raters": tuple(_from_mapping(Rater, rater, "phantom parameters: raters") for rater in parameters.raters),
+            "sites": tuple(from_mapping(Site, site, "phantom parameters: sites") for site in parameters.sites),
+            "raters": tuple(from_mapping(Rater, rater, "phantom parameters: raters") for rater in parameters.raters),
         }
         return cls(**{**mapping, **nested})
 
