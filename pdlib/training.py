@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pdlib import ops
 from pdlib.sampler import Diffusion
+from pdlib.segmenters import segmentation_loss
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,35 @@ def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
         return {"train_loss": nn.functional.mse_loss(output.float(), target)}
 
     return objective
+
+
+def probabilistic_objective(beta: float, warmup_steps: int) -> Objective:
+    """The Probabilistic U-Net's bound (Kohl et al. 2018, Eq. 4): cross-entropy of a posterior draw, summed over pixels,
+    and the weighted KL, means over the batch. The weight rises to beta in the first warmup_steps >= 1 updates.
+    """
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        mask = batch.mask
+        fresh = torch.randn(len(mask), network.latent, generator=batch.generator).to(mask.device)
+        logit, kl = network(batch.image, mask=mask, fresh=fresh)
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit.float(), mask, reduction="sum")
+        weight = beta * min(1.0, (batch.step + 1) / warmup_steps)
+        return {"reconstruction_loss": cross_entropy / len(mask), "kl_loss": weight * kl.mean()}
+
+    return objective
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "segmentation": lambda loss, **options: segmentation_objective(segmentation_loss(loss, **options)),
+    "probabilistic": probabilistic_objective,
+}
+
+
+def build_objective(name: str, **options) -> Objective:
+    """A segmenter's objective from a profile's words, a key of OBJECTIVES and its options; ValueError if unknown."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
+    return OBJECTIVES[name](**options)
 
 
 def fit_network(

@@ -26,7 +26,14 @@ torch.set_num_threads(1)
 SHAPE = (20, 24, 5)  # x, y, z
 SPACING = (4.8, 4.0, 3.0)
 CLIP = (0.5, 99.5)
-SEGMENTER = {"name": "attention_unet", "channels": [4, 8], "strides": [2], "dropout": 0.0}
+SEGMENTER = {
+    "name": "attention_unet",
+    "in_channels": 2,
+    "out_channels": 1,
+    "channels": [4, 8],
+    "strides": [2],
+    "dropout": 0.0,
+}
 DENOISER = {
     "in_channels": 3,
     "out_channels": 1,

@@ -14,8 +14,8 @@ from pdlib.inference import build_diffusion
 from pdlib.paths import CONFIGS, NOTEBOOKS, Layout
 from pdlib.sampler import Chain, sample
 from pdlib.schedule import scale_t_prime
-from pdlib.segmenters import build_segmenter, segmentation_loss
-from pdlib.training import Batch, Fit, diffusion_objective, segmentation_objective
+from pdlib.segmenters import build_segmenter
+from pdlib.training import Batch, Fit, build_objective, diffusion_objective
 from pdlib.workflow import NotebookFailed, load_profile, run_notebook
 
 PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("phantom"))
@@ -126,10 +126,10 @@ def two_updates(network, objective, weight_decay, learning_rate, side):
 def test_segmenters_of_the_profile_train(profile):
     values = load_profile(profile)["02_train_segmenters"]
     fit = Fit(**values["fit"], seed=0)
-    objective = segmentation_objective(segmentation_loss(values["loss"], **values["loss_options"]))
+    usual = {"name": "segmentation", "loss": values["loss"], **values["loss_options"]}
     for name, network in values["architectures"].items():
+        objective = build_objective(**network.pop("objective", usual))
         model = build_segmenter(name, **network)
-        assert values["multiple"] % model.factor == 0 and all(side % model.factor == 0 for side in fit.crop), name
         two_updates(model, objective, fit.weight_decay, fit.learning_rate, 2 * model.factor)
 
 
