@@ -120,11 +120,11 @@ def _cross_entropy(**options) -> Loss:
     return nn.BCEWithLogitsLoss(**options)
 
 
-def _dice_cross_entropy(**options) -> Loss:
+def _dice_cross_entropy(*, lambda_ce: float, **options) -> Loss:
     from monai.losses import DiceLoss
 
     cross_entropy, dice = nn.BCEWithLogitsLoss(), DiceLoss(sigmoid=True, **options)
-    return lambda logit, target: dice(logit, target) + cross_entropy(logit, target)
+    return lambda logit, target: dice(logit, target) + lambda_ce * cross_entropy(logit, target)
 
 
 SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
@@ -156,8 +156,8 @@ def segmentation_loss(name: str, **options) -> Loss:
     """Loss of (logit, target), both [N, C, H, W] float, the target in {0, 1} -> scalar. ValueError if unknown.
 
     "ce": binary cross-entropy, mean over pixels and classes (the paper's authors), which may overlap; `options` go to
-    torch's BCEWithLogitsLoss. "dice_ce": the same plus the soft Dice loss, mean over images and classes; `options` go
-    to MONAI's DiceLoss (`batch=True` pools the batch before the ratio, so that slices without a lesion do not cost a
-    whole Dice).
+    torch's BCEWithLogitsLoss. "dice_ce": `lambda_ce` times the same plus the soft Dice loss, mean over images and
+    classes; the other `options` go to MONAI's DiceLoss (`batch=True` pools the batch before the ratio, so that slices
+    without a lesion do not cost a whole Dice).
     """
     return _choose(LOSSES, name, "loss")(**options)

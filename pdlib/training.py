@@ -31,6 +31,7 @@ class Fit:
         flip_probability: chance of a left-right flip.
         learning_rate, final_learning_rate: cosine decay from one to the other (equal: constant).
         weight_decay: Adam's L2 term.
+        betas: Adam's decay rates of the two moments; an adversarial game wants the first low.
         ema_decay: of the averaged weights, warmed up as (1 + n) / (10 + n); 0 keeps the last weights.
         validate_every: updates between validations; every one also writes the resumable checkpoint.
         keep_validated: keep the averaged weights of every validation, not of the best alone.
@@ -44,6 +45,7 @@ class Fit:
     learning_rate: float
     final_learning_rate: float
     weight_decay: float
+    betas: tuple[float, float]
     ema_decay: float
     validate_every: int
     keep_validated: bool
@@ -115,6 +117,20 @@ def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
         target = ops.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
         output = network(torch.cat([batch.image, x_t], dim=1), t.to(mask.device))
         return {"train_loss": nn.functional.mse_loss(output.float(), target)}
+
+    return objective
+
+
+def one_step_objective(
+    diffusion: Diffusion, t_stop: int, mask_only: bool, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Objective:
+    """ADDPM's last network: the mask from the state at index t_stop - 1, where the chain ends; loss(logit, mask)."""
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        noise = torch.randn(batch.mask.shape, generator=batch.generator).to(batch.mask.device)
+        x_t = ops.q_sample(diffusion.codec.encode(batch.mask), t_stop - 1, noise, diffusion.schedule)
+        seen = x_t if mask_only else torch.cat([batch.image, x_t], dim=1)
+        return {"train_loss": loss(network(seen), batch.mask)}
 
     return objective
 
@@ -194,7 +210,9 @@ def fit_network(
     folder.mkdir(parents=True, exist_ok=True)
     recipe = json.dumps({"fit": asdict(fit), "card": card}, sort_keys=True)
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    optimizer = torch.optim.Adam(network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=fit.learning_rate, betas=fit.betas, weight_decay=fit.weight_decay
+    )
     last = folder / "last.safetensors"
     done, history, best = _load_progress(last, recipe, network, average, optimizer)
     if done == 0:

@@ -14,12 +14,19 @@ from lightning_fabric import Fabric
 
 from pdlib import experiment, records
 from pdlib.data import splits, wmh
-from pdlib.denoiser import GuidedUNet
-from pdlib.inference import build_diffusion
+from pdlib.inference import BUILDERS, build_diffusion
 from pdlib.paths import Layout
 from pdlib.sampler import Chain
-from pdlib.segmenters import build_segmenter, segmentation_loss
-from pdlib.training import Fit, diffusion_objective, fit_network, segmentation_objective
+from pdlib.segmenters import segmentation_loss
+from pdlib.training import (
+    Fit,
+    adversarial_objective,
+    diffusion_objective,
+    fit_network,
+    one_step_objective,
+    probabilistic_objective,
+    segmentation_objective,
+)
 
 torch.set_num_threads(1)
 
@@ -34,6 +41,11 @@ SEGMENTER = {
     "strides": [2],
     "dropout": 0.0,
 }
+UNET = {"in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2], "num_res_units": 0, "norm": "batch"}
+BAYESIAN = UNET | {"name": "bayesian_unet", "dropout": 0.5, "dropout_from": 1}
+PROBABILISTIC = UNET | {"name": "probabilistic_unet", "block_convolutions": 1, "latent": 6, "log_sigma_range": [-5, 2]}
+PROBABILISTIC |= {"combination_layers": 2}
+GAN = UNET | {"discriminator_channels": 4, "discriminator_layers": 1, "discriminator_norm": "batch"}
 DENOISER = {
     "in_channels": 3,
     "out_channels": 1,
@@ -73,6 +85,7 @@ FIT = Fit(
     learning_rate=0.01,
     final_learning_rate=0.01,
     weight_decay=0.0,
+    betas=(0.9, 0.999),
     ema_decay=0.0,
     validate_every=1,
     keep_validated=True,
@@ -161,39 +174,42 @@ def networks(tmp_path_factory) -> Trained:
 
 def train(made: Trained) -> None:
     run, diffusion = made.run, build_diffusion(**DIFFUSION)
-    bank, common = run.training_slices(), {"select": "dice", "on_step": lambda step, loss: None}
-    for seed in (0, 1):
+    bank, watched = run.training_slices(), run.subjects("validation")[:1]
+    steps, cross_entropy = diffusion.schedule.steps, segmentation_objective(segmentation_loss("ce"))
+
+    def fitted(name, kind, network, objective, validate, seed=0, **card):
         torch.manual_seed(seed)
         fit_network(
-            build_segmenter(**SEGMENTER),
-            segmentation_objective(segmentation_loss("ce")),
+            BUILDERS[kind](**network),
+            objective,
             bank,
-            lambda average: experiment.segmenter_dice(run, average),
+            validate,
+            select="dice",
             fit=replace(FIT, seed=seed),
             fabric=Fabric(accelerator="cpu", devices=1),
-            folder=made.place.weights(f"attention_unet_{seed}"),
-            card={"kind": "segmenter", "network": SEGMENTER, "data": run.grid_card()},
-            **common,
+            folder=made.place.weights(name),
+            card={"kind": kind, "network": network, "data": run.grid_card(), **card},
+            on_step=lambda step, loss: None,
         )
-    torch.manual_seed(0)
-    fit_network(
-        GuidedUNet(**DENOISER),
-        diffusion_objective(diffusion, diffusion.schedule.steps),
-        bank,
-        lambda average: experiment.sampled_dice(run, average, diffusion, made.chain(), run.subjects("validation")[:1]),
-        fit=FIT,
-        fabric=Fabric(accelerator="cpu", devices=1),
-        folder=made.place.weights("denoiser"),
-        card={
-            "kind": "denoiser",
-            "network": DENOISER,
-            "diffusion": DIFFUSION,
-            "t_max": diffusion.schedule.steps,
-            "data": run.grid_card(),
-            "sampling": SAMPLING,
-        },
-        **common,
-    )
+
+    def segmented(average):
+        return experiment.segmenter_dice(run, average)
+
+    def sampled(average):
+        return experiment.sampled_dice(run, average, diffusion, made.chain(), watched)
+
+    for seed in (0, 1):
+        fitted(f"attention_unet_{seed}", "segmenter", SEGMENTER, cross_entropy, segmented, seed)
+    fitted("bayesian_unet_0", "segmenter", BAYESIAN, cross_entropy, segmented)
+    fitted("probabilistic_unet_0", "segmenter", PROBABILISTIC, probabilistic_objective(1.0, 1), segmented)
+    card = {"diffusion": DIFFUSION, "t_max": steps, "sampling": SAMPLING}
+    fitted("denoiser", "denoiser", DENOISER, diffusion_objective(diffusion, steps), sampled, **card)
+    fitted("tdpm_0300", "generator", GAN, adversarial_objective(diffusion, 3), lambda average: {"dice": 0.0})
+    for name, mask_only in (("one_step_0200", False), ("one_step_0200_mask", True)):
+        network = SEGMENTER | {"in_channels": 1 if mask_only else 3}
+        objective = one_step_objective(diffusion, 2, mask_only, segmentation_loss("ce"))
+        card = {"t_stop": 2, "mask_only": mask_only}
+        fitted(name, "one_step", network, objective, lambda average: {"dice": 0.0}, **card)
 
 
 @pytest.fixture

@@ -148,12 +148,17 @@ def test_weights_rebuild_the_network(name):
 
 
 @pytest.mark.parametrize(
-    "name, loss_name", [("unet", "ce"), ("attention_unet", "dice_ce"), ("unet_plus_plus", "dice_ce")]
+    ("name", "loss"),
+    [
+        ("unet", {"name": "ce"}),
+        ("attention_unet", {"name": "dice_ce", "lambda_ce": 1.0}),
+        ("unet_plus_plus", {"name": "dice_ce", "lambda_ce": 0.1}),
+    ],
 )
-def test_learns_two_images_by_heart(name, loss_name):
+def test_learns_two_images_by_heart(name, loss):
     segmenter = build(name)
     image, mask = bright_square()
-    loss_of = segmentation_loss(loss_name)
+    loss_of = segmentation_loss(**loss)
     optimiser = torch.optim.Adam(segmenter.parameters(), lr=0.02)
     for _ in range(60):
         optimiser.zero_grad()
@@ -171,8 +176,8 @@ def test_losses_in_closed_form():
     cross_entropy = (math.log(2) + math.log(4 / 3)) / 2
     dice_loss = 1 - 2 * (3 / 4) / (1 / 2 + 3 / 4 + 1)  # 1/3
     assert segmentation_loss("ce")(logit, target).item() == pytest.approx(cross_entropy, abs=1e-6)
-    both = segmentation_loss("dice_ce")(logit, target).item()
-    assert both == pytest.approx(cross_entropy + dice_loss, abs=1e-5)
+    both = segmentation_loss("dice_ce", lambda_ce=0.3)(logit, target).item()
+    assert both == pytest.approx(0.3 * cross_entropy + dice_loss, abs=1e-5)
 
 
 def test_pooled_dice_forgives_an_empty_slice():
@@ -180,15 +185,15 @@ def test_pooled_dice_forgives_an_empty_slice():
     logit = torch.full((2, 1, 1, 2), -12.0)
     logit[0] = 12.0
     target = (logit > 0).float()
-    assert segmentation_loss("dice_ce", batch=True)(logit, target).item() == pytest.approx(0.0, abs=1e-3)
-    assert segmentation_loss("dice_ce")(logit, target).item() > 0.1
+    assert segmentation_loss("dice_ce", lambda_ce=1.0, batch=True)(logit, target).item() == pytest.approx(0.0, abs=1e-3)
+    assert segmentation_loss("dice_ce", lambda_ce=1.0)(logit, target).item() > 0.1
 
 
 def test_classes_may_overlap():
     """A pixel of two classes, both certain: no loss, with either."""
     logit = torch.full((1, 2, 1, 2), 20.0)
-    for name in ("ce", "dice_ce"):
-        assert segmentation_loss(name)(logit, torch.ones(1, 2, 1, 2)).item() == pytest.approx(0.0, abs=1e-4)
+    for name, options in (("ce", {}), ("dice_ce", {"lambda_ce": 1.0})):
+        assert segmentation_loss(name, **options)(logit, torch.ones(1, 2, 1, 2)).item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_unknown_names_list_the_known():

@@ -33,6 +33,7 @@ PLAN = Fit(
     learning_rate=0.05,
     final_learning_rate=0.0,
     weight_decay=1e-3,
+    betas=(0.9, 0.999),
     ema_decay=0.9,
     validate_every=2,
     keep_validated=True,
