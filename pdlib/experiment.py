@@ -8,9 +8,9 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pdlib import inference, metrics, records
+from pdlib import inference, metrics, noise, ops, records
 from pdlib.data import splits, wmh
-from pdlib.inference import OnBatch, Timed
+from pdlib.generators import ConditionalGan
+from pdlib.inference import OnBatch, OneStep, Timed
 from pdlib.paths import ROOT, Layout
 from pdlib.sampler import Chain, Diffusion
 from pdlib.training import SliceBank
@@ -66,6 +67,11 @@ class Run:
     def subjects(self, split: str) -> list[str]:
         """Subjects of "train", "validation" or "test"."""
         return splits.split_subjects(self._folds, test_fold=self.fold)[split]
+
+    def spread(self, split: str, count: int) -> list[str]:
+        """A few subjects of a split, spread over its order and so over the sites."""
+        subjects = self.subjects(split)
+        return [subjects[i] for i in np.linspace(0, len(subjects) - 1, count).round().astype(int)]
 
     def site(self, subject: str) -> str:
         """The site of a subject."""
@@ -131,19 +137,28 @@ def labels(volume: wmh.Volume) -> np.ndarray:
 
 def segmenter_dice(run: Run, network: nn.Module) -> dict[str, float]:
     """Mean volume Dice of a segmenter on the validation subjects, for its training curve."""
-    predict = [_probability(run, network, subject, silent).values for subject in run.subjects("validation")]
+    predict = [draw_once(run, network, subject, 0, silent).values for subject in run.subjects("validation")]
     return {"dice": _mean_dice(run, run.subjects("validation"), [p >= run.threshold for p in predict])}
 
 
 def sampled_dice(
-    run: Run, network: nn.Module, diffusion: Diffusion, chain: Chain, subjects: list[str]
+    run: Run,
+    network: nn.Module,
+    diffusion: Diffusion,
+    chain: Chain,
+    subjects: list[str],
+    starts: Callable[[str], np.ndarray] | None = None,
+    one_step: OneStep | None = None,
 ) -> dict[str, float]:
-    """Mean volume Dice of one sampled member a subject, for the denoiser's training curve."""
-    masks = [
-        _members(run, network, diffusion, chain, subject, run.volume(subject).mask * 0, range(1), silent).values[0]
-        >= run.threshold
-        for subject in subjects
-    ]
+    """Mean volume Dice of one sampled member a subject, for the training curves of the networks that a chain uses.
+
+    starts gives what the chain of a subject starts from, [Z, Y, X]; without it the chain starts from nothing.
+    """
+    masks = []
+    for subject in subjects:
+        start = np.zeros(run.volume(subject).brain.shape) if starts is None else starts(subject)
+        member = _members(run, network, diffusion, chain, one_step, subject, start[None], range(1), silent)
+        masks.append(member.values[0] >= run.threshold)
     return {"dice": _mean_dice(run, subjects, masks)}
 
 
@@ -159,10 +174,14 @@ def _mean_dice(run: Run, subjects: list[str], masks: Iterable[np.ndarray]) -> fl
     return float(np.nanmean(scores))  # a subject without lesion and without prediction has no Dice
 
 
-def _probability(run: Run, network: nn.Module, subject: str, on_batch: OnBatch) -> Timed:
-    return inference.segment_probability(
+def draw_once(run: Run, network: nn.Module, subject: str, member: int, on_batch: OnBatch) -> Timed:
+    """One draw of a segmenter or generator for a subject, [Z, Y, X], as `inference.draw_member`."""
+    return inference.draw_member(
         network,
         run.volume(subject),
+        subject=subject,
+        seed=run.seed,
+        member=member,
         multiple=run.multiple,
         batch_size=run.batch_size,
         precision=run.autocast,
@@ -170,13 +189,14 @@ def _probability(run: Run, network: nn.Module, subject: str, on_batch: OnBatch) 
     )
 
 
-def _members(run, network, diffusion, chain, subject, preseg, members, on_batch) -> Timed:
+def _members(run, network, diffusion, chain, one_step, subject, starts, members, on_batch) -> Timed:
     return inference.sample_members(
         network,
         run.volume(subject),
-        preseg,
+        starts,
         chain=chain,
         diffusion=diffusion,
+        one_step=one_step,
         subject=subject,
         seed=run.seed,
         members=members,
@@ -187,22 +207,77 @@ def _members(run, network, diffusion, chain, subject, preseg, members, on_batch)
     )
 
 
-def probability(run: Run, weights: Path, subject: str, on_batch: OnBatch = silent) -> Timed:
-    """A trained segmenter's lesion probability of a subject, [Z, Y, X] float32; cached beside the samples."""
+@dataclass(frozen=True)
+class Drawn:
+    """Members of a method for a subject, [E, Z, Y, X], with what all of them cost: network calls a slice, seconds."""
+
+    values: np.ndarray
+    calls: int
+    seconds: float
+
+
+def draws(run: Run, weights: Path, subject: str, count: int, on_batch: OnBatch = silent) -> Drawn:
+    """The first count draws of a trained segmenter or generator; a deterministic one has a single one, whatever count.
+
+    A segmenter's are lesion probabilities, a generator's states of the chain. Cached beside the samples.
+    """
+    network, digest = _network(weights, run.device), _digest(weights)
     path = run.place.presegs(f"{weights.parent.name}-{weights.stem}") / _file_name(subject)
-    recipe = _recipe(run, weights=_digest(weights))
-    if (stored := _load(path, recipe)) is None:
-        network, _ = inference.load_segmenter(weights, run.device)
-        stored = _store(path, recipe, _probability(run, network, subject, on_batch))
-    return stored
+    recipe = _recipe(run, weights=digest, seed=run.seed if network.stochastic else None)
+    draw = partial(draw_once, run, network, subject, on_batch=on_batch)
+    return _first_members(path, recipe, count if network.stochastic else 1, draw)
 
 
-def preseg_mask(run: Run, weights: Path | None, subject: str) -> tuple[np.ndarray, int, float]:
-    """The hard pre-segmentation [Z, Y, X] in {0, 1}, its network calls and its seconds; empty where weights is None."""
-    if weights is None:
-        return np.zeros(run.volume(subject).brain.shape, np.uint8), 0, 0.0
-    soft = probability(run, weights, subject)
-    return (soft.values >= run.threshold).astype(np.uint8), soft.calls, soft.seconds
+def starts(run: Run, source: Path | None, subject: str, count: int) -> Drawn:
+    """What the first count members of a chain start from; [1, Z, Y, X] where it is the same for all of them.
+
+    An empty mask (source None), the hard mask of a segmenter, that of each draw of a stochastic one, or the states of a
+    generator.
+    """
+    if source is None:
+        return Drawn(np.zeros((1, *run.volume(subject).brain.shape), np.float32), 0, 0.0)
+    drawn = draws(run, source, subject, count)
+    if isinstance(_network(source, run.device), ConditionalGan):
+        return drawn
+    return replace(drawn, values=(drawn.values >= run.threshold).astype(np.float32))
+
+
+def state_statistics(run: Run, weights: Path, diffusion: Diffusion, t_prime: int, subjects: list[str]) -> pd.DataFrame:
+    """A generator's states beside diffused references at the same index, inside the brains of subjects.
+
+    Rows "diffused" and "drawn"; columns: the mean in and outside lesions, the deviation outside them, and that between
+    two draws of the same subject.
+    """
+    found = {"diffused": [], "drawn": []}
+    for subject in subjects:
+        volume = run.volume(subject)
+        start = torch.from_numpy(volume.mask[None].astype(np.float32))  # [1, Z, Y, X]
+        streams = noise.subject_streams(run.seed, subject, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+        fresh = noise.normal(streams, noise.START, *volume.mask.shape)
+        pair = ops.q_sample(diffusion.codec.encode(start).expand(2, -1, -1, -1), t_prime - 1, fresh, diffusion.schedule)
+        for name, states in (("diffused", pair.numpy()), ("drawn", draws(run, weights, subject, 2).values)):
+            found[name].append(states[:, volume.brain].astype(np.float64))
+    lesion = np.concatenate([run.volume(subject).mask[run.volume(subject).brain] == 1 for subject in subjects])
+    table = {}
+    for name, parts in found.items():
+        one, two = np.concatenate(parts, axis=1)
+        table[name] = {
+            "mean in lesions": one[lesion].mean(),
+            "mean outside": one[~lesion].mean(),
+            "deviation outside": one[~lesion].std(),
+            "deviation between draws": (one - two)[~lesion].std() / np.sqrt(2),
+        }
+    return pd.DataFrame(table).T
+
+
+def _network(weights: Path, device: torch.device) -> nn.Module:
+    return _load_network(weights, _digest(weights), device)
+
+
+@lru_cache(maxsize=16)
+def _load_network(weights: Path, digest: str, device: torch.device) -> nn.Module:
+    """digest: another training in the same place is another network."""
+    return inference.load_network(weights, device, "segmenter", "generator")[0]
 
 
 @dataclass(frozen=True)
@@ -215,9 +290,9 @@ class Denoiser:
     digest: str
 
     @classmethod
-    def load(cls, run: Run) -> "Denoiser":
-        """The best denoiser of a run."""
-        path = run.place.weights("denoiser") / "best.safetensors"
+    def load(cls, run: Run, name: str = "denoiser") -> "Denoiser":
+        """The best weights of the training called name."""
+        path = run.place.weights(name) / "best.safetensors"
         network, card = inference.load_denoiser(path, run.device)
         return cls(network, inference.build_diffusion(**card["diffusion"]), card["t_max"], _digest(path))
 
@@ -226,37 +301,47 @@ def chain_members(
     run: Run,
     denoiser: Denoiser,
     chain: Chain,
-    preseg: Path | None,
+    source: Path | None,
     subject: str,
     count: int,
     on_batch: OnBatch = silent,
-) -> Timed:
+    one_step: Path | None = None,
+) -> Drawn:
     """The first count members of a chain for a subject, [E, Z, Y, X]; only those not sampled before are sampled.
 
-    calls and seconds are those of one member, the pre-segmentation's left out.
+    source is what it starts from (see `starts`), one_step the weights of its last network, if it has one. The cost is
+    the chain's, that of its start left out.
     """
-    source = "empty" if preseg is None else f"{preseg.parent.name}-{preseg.stem}"
-    name = f"{chain.start}_{chain.finish}_{chain.step}_{chain.t_prime:04d}_{chain.stride}"
-    path = run.place.samples(source, name) / _file_name(subject)
-    recipe = _recipe(
-        run, chain=asdict(chain), denoiser=denoiser.digest, preseg=_digest(preseg) if preseg else None, seed=run.seed
-    )
     if chain.t_prime > denoiser.t_max:
         raise ValueError(f"T' = {chain.t_prime} exceeds the {denoiser.t_max} steps that the denoiser was trained on")
+    name = f"{chain.start}_{chain.finish}_{chain.step}_{chain.t_prime:04d}_{chain.t_stop:04d}_{len(chain.indices)}"
+    place = run.place.samples("empty" if source is None else f"{source.parent.name}-{source.stem}", name)
+    digests = {key: path and _digest(path) for key, path in (("source", source), ("one_step", one_step))}
+    recipe = _recipe(run, chain=asdict(chain), denoiser=denoiser.digest, seed=run.seed, **digests)
+    last = None if one_step is None else inference.load_one_step(one_step, run.device)
+
+    def draw(member: int) -> Timed:
+        begun = starts(run, source, subject, member + 1).values[-1:]
+        members = range(member, member + 1)  # one a batch: its floats do not depend on how many are asked for
+        return _members(run, denoiser.network, denoiser.diffusion, chain, last, subject, begun, members, on_batch)
+
+    return _first_members(place / _file_name(subject), recipe, count, draw)
+
+
+def _first_members(path: Path, recipe: str, count: int, draw: Callable[[int], Timed]) -> Drawn:
+    """The first count members kept at path; those not there yet are drawn. One process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stored = _load(path, recipe)
         have = len(stored.values) if stored else 0
         if have < count:
-            mask = preseg_mask(run, preseg, subject)[0]
-            draw = partial(_members, run, denoiser.network, denoiser.diffusion, chain, subject, mask)
-            # One by one: a batch holds one member, so its floats do not depend on how many members are asked for.
-            fresh = [draw(range(member, member + 1), on_batch) for member in range(have, count)]
-            values = np.concatenate([*([stored.values] if stored else []), *(one.values for one in fresh)])
+            fresh = [draw(member) for member in range(have, count)]
+            shape = fresh[0].values.shape[-3:]
+            values = [*([stored.values] if stored else []), *(one.values.reshape(1, *shape) for one in fresh)]
             seconds = np.mean([one.seconds for one in fresh] + ([stored.seconds] * have if stored else []))
-            stored = _store(path, recipe, Timed(values, fresh[0].calls, float(seconds)))
-    return Timed(stored.values[:count], stored.calls, stored.seconds)
+            stored = _store(path, recipe, Timed(np.concatenate(values), fresh[0].calls, float(seconds)))
+    return Drawn(stored.values[:count], stored.calls * count, stored.seconds * count)
 
 
 def members_rows(
@@ -295,23 +380,17 @@ def members_rows(
     )
 
 
-def segmenter_rows(run: Run, weights: list[Path], *, method: str, split: str, on_batch: OnBatch) -> pd.DataFrame:
-    """Scores of a segmenter, or of the deep ensemble of several, for every subject of a split."""
+def segmenter_rows(
+    run: Run, weights: list[Path], *, method: str, split: str, on_batch: OnBatch, ensemble_size: int = 1
+) -> pd.DataFrame:
+    """Scores of a segmenter, or of the deep ensemble of several, for every subject of a split.
+
+    ensemble_size: draws of each that are averaged; a deterministic network has one.
+    """
     rows = []
     for subject in run.subjects(split):
-        each = [probability(run, path, subject, on_batch) for path in weights]
-        rows.append(
-            members_rows(
-                run,
-                np.stack([one.values for one in each]),
-                subject,
-                method=method,
-                split=split,
-                nfe=sum(one.calls for one in each),
-                seconds=sum(one.seconds for one in each),
-                t_prime=None,
-            )
-        )
+        each = [draws(run, path, subject, ensemble_size, on_batch) for path in weights]
+        rows.append(_rows(run, each, [], subject, method=method, split=split, t_prime=None))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -319,41 +398,34 @@ def chain_rows(
     run: Run,
     denoiser: Denoiser,
     chain: Chain,
-    preseg: Path | None,
+    source: Path | None,
     *,
     method: str,
     split: str,
     ensemble_size: int,
     on_batch: OnBatch,
+    one_step: Path | None = None,
 ) -> pd.DataFrame:
-    """Scores of a chain's ensemble for every subject of a split; the cost counts all members and the preseg."""
+    """Scores of a chain's ensemble for every subject of a split; the cost counts all members and their starts."""
     rows = []
     for subject in run.subjects(split):
-        members = chain_members(run, denoiser, chain, preseg, subject, ensemble_size, on_batch)
-        _, calls, seconds = preseg_mask(run, preseg, subject)
-        rows.append(
-            members_rows(
-                run,
-                members.values,
-                subject,
-                method=method,
-                split=split,
-                nfe=ensemble_size * members.calls + calls,
-                seconds=ensemble_size * members.seconds + seconds,
-                t_prime=chain.t_prime,
-            )
-        )
+        begun = starts(run, source, subject, ensemble_size)
+        members = chain_members(run, denoiser, chain, source, subject, ensemble_size, on_batch, one_step)
+        rows.append(_rows(run, [members], [begun], subject, method=method, split=split, t_prime=chain.t_prime))
     return pd.concat(rows, ignore_index=True)
 
 
 def preseg_rows(run: Run, preseg: Path | None, *, method: str, split: str) -> pd.DataFrame:
     """Scores of a hard pre-segmentation by itself, the empty one (preseg None) included."""
-    rows = []
-    for subject in run.subjects(split):
-        mask, calls, seconds = preseg_mask(run, preseg, subject)
-        settings = {"method": method, "split": split, "nfe": calls, "seconds": seconds, "t_prime": None}
-        rows.append(members_rows(run, mask[None].astype(np.float32), subject, **settings))
+    settings = {"method": method, "split": split, "t_prime": None}
+    rows = [_rows(run, [starts(run, preseg, one, 1)], [], one, **settings) for one in run.subjects(split)]
     return pd.concat(rows, ignore_index=True)
+
+
+def _rows(run: Run, drawn: list[Drawn], before: list[Drawn], subject: str, **about) -> pd.DataFrame:
+    """Rows of the ensemble of all members drawn; what came before them costs too."""
+    cost = {"nfe": sum(one.calls for one in drawn + before), "seconds": sum(one.seconds for one in drawn + before)}
+    return members_rows(run, np.concatenate([one.values for one in drawn]), subject, **cost, **about)
 
 
 def pick_checkpoints(curve: pd.Series, gaps: list[float]) -> list[int]:

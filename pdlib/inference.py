@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 
 from pdlib import noise, ops
 from pdlib.codec import build_codec
 from pdlib.data.wmh import Volume
 from pdlib.denoiser import GuidedUNet
+from pdlib.generators import ConditionalGan, build_generator
 from pdlib.sampler import Chain, Diffusion, sample
 from pdlib.schedule import build_schedule
 from pdlib.segmenters import build_segmenter
@@ -77,11 +79,11 @@ def brain_slices(volume: Volume, multiple: int) -> tuple[Tensor, Window]:
 class CountedCalls:
     """A network that counts the images it was called on: the numbers of network calls in the tables come from here."""
 
-    def __init__(self, network: nn.Module, precision: str, on_batch: OnBatch):
+    def __init__(self, network: Callable[..., Tensor], precision: str, on_batch: OnBatch):
         self.network, self.precision, self.on_batch = network, precision, on_batch
         self.images = 0
 
-    def __call__(self, x: Tensor, *arguments: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *arguments) -> Tensor:
         self.images += len(x)
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16-mixed"):
@@ -100,27 +102,61 @@ class Timed:
 
 
 @torch.inference_mode()
-def segment_probability(
-    network: nn.Module, volume: Volume, *, multiple: int, batch_size: int, precision: str, on_batch: OnBatch
+def draw_member(
+    network: nn.Module,
+    volume: Volume,
+    *,
+    subject: str,
+    seed: int,
+    member: int,
+    multiple: int,
+    batch_size: int,
+    precision: str,
+    on_batch: OnBatch,
 ) -> Timed:
-    """A segmenter's lesion probability, [Z, Y, X] float32 in 0..1, zero outside the brain's window."""
+    """One draw of a segmenter or generator, [Z, Y, X] float32: the lesion probability in 0..1, zero outside the brain,
+    or a generator's state, zero outside the brain's window.
+
+    A draw depends on (seed, subject, slice, member) alone; that of a deterministic network on none of them.
+    """
     started = time.perf_counter()
     device = next(network.parameters()).device
     image, window = brain_slices(volume, multiple)
+    numbers = torch.from_numpy(window.slices)
+    streams = noise.subject_streams(seed, subject, numbers, torch.full_like(numbers, member))
     counted = CountedCalls(network, precision, on_batch)
-    logits = torch.cat([counted(rows.to(device)).cpu() for rows in image.split(batch_size)])
-    probability = window.put_back(torch.sigmoid(logits[:, 0]).numpy(), volume.brain.shape)
-    return Timed(probability * volume.brain, counted.images // len(image), time.perf_counter() - started)
+    outputs = [
+        counted(image[part].to(device), streams[part].to(device)).cpu()
+        for part in torch.arange(len(image)).split(batch_size)
+    ]
+    values = window.put_back(torch.cat(outputs)[:, 0].numpy(), volume.brain.shape)
+    if not isinstance(network, ConditionalGan):
+        values = expit(values) * volume.brain
+    return Timed(values, counted.images // len(image), time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """ADDPM's denoising network, which turns the state at index t_stop - 1 into the mask; mask_only hides the image."""
+
+    network: nn.Module
+    t_stop: int
+    mask_only: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, image + 1, H, W] -> logits [N, 1, H, W]."""
+        return self.network(x[:, -1:] if self.mask_only else x)
 
 
 @torch.inference_mode()
 def sample_members(
     network: nn.Module,
     volume: Volume,
-    preseg: np.ndarray,
+    starts: np.ndarray,
     *,
     chain: Chain,
     diffusion: Diffusion,
+    one_step: OneStep | None,
     subject: str,
     seed: int,
     members: range,
@@ -129,31 +165,35 @@ def sample_members(
     precision: str,
     on_batch: OnBatch,
 ) -> Timed:
-    """Ensemble members of a chain: preseg [Z, Y, X] in {0, 1} -> [E, Z, Y, X] float32 in 0..1, zero outside the brain.
+    """Ensemble members of a chain, [E, Z, Y, X] float32 in 0..1, zero outside the brain.
 
-    Member e depends on (seed, subject, slice, e) alone, whatever the batch size and the other members.
+    starts: what the chain starts from, [1, Z, Y, X] for all members or [E, Z, Y, X]. Member e depends on it and on
+    (seed, subject, slice, e) alone, whatever the batch size and the other members.
     """
     started = time.perf_counter()
     device = next(network.parameters()).device
     image, window = brain_slices(volume, multiple)
-    start = torch.from_numpy(window.cut(preseg.astype(np.float32)))[:, None]  # [N, 1, H, W]
-    row, member = torch.cartesian_prod(torch.arange(len(image)), torch.tensor(members)).unbind(dim=1)
+    start = torch.from_numpy(np.stack([window.cut(one.astype(np.float32)) for one in starts]))  # [1 or E, N, H, W]
+    row, place = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(members))).unbind(dim=1)
+    member = torch.tensor(members)[place]
     streams = noise.subject_streams(seed, subject, torch.from_numpy(window.slices)[row], member)
     counted = CountedCalls(network, precision, on_batch)
+    last = CountedCalls(one_step, precision, on_batch)
     outputs = [
         sample(
             counted,
             image[row[part]].to(device),
-            start[row[part]].to(device),
+            start[place[part] % len(start), row[part], None].to(device),
             chain=chain,
             diffusion=diffusion,
             streams=streams[part].to(device),
+            refine=lambda x: torch.sigmoid(last(x)),
         ).cpu()
         for part in torch.arange(len(row)).split(batch_size)
     ]
     values = torch.cat(outputs).reshape(len(image), len(members), *image.shape[-2:]).transpose(0, 1).numpy()
     values = window.put_back(values, volume.brain.shape) * volume.brain
-    return Timed(values, counted.images // len(row), time.perf_counter() - started)
+    return Timed(values, (counted.images + last.images) // len(row), time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -185,22 +225,37 @@ def fast_precision(device: torch.device) -> str:
     return "bf16-mixed" if hardware else "32-true"
 
 
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "segmenter": build_segmenter,
+    "generator": build_generator,
+    "one_step": build_segmenter,
+    "denoiser": GuidedUNet,
+}
+
+
 def load_segmenter(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """A trained segmenter in eval mode, and its card."""
-    return _load(path, device, "segmenter", build_segmenter)
+    return load_network(path, device, "segmenter")
 
 
 def load_denoiser(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """A trained denoiser (averaged weights) in eval mode, and its card."""
-    return _load(path, device, "denoiser", GuidedUNet)
+    return load_network(path, device, "denoiser")
 
 
-def _load(path: Path, device: torch.device, kind: str, build: Callable[..., nn.Module]) -> tuple[nn.Module, dict]:
+def load_one_step(path: Path, device: torch.device) -> OneStep:
+    """ADDPM's trained denoising network, ready for a chain that stops at its t_stop."""
+    network, card = load_network(path, device, "one_step")
+    return OneStep(network, card["t_stop"], card["mask_only"])
+
+
+def load_network(path: Path, device: torch.device, *kinds: str) -> tuple[nn.Module, dict]:
+    """A trained network of one of these kinds (keys of BUILDERS) in eval mode, and its card. ValueError for another."""
     tensors, card = read_weights(path)
-    if card.get("kind") != kind:
-        raise ValueError(f"{path}: holds a {card.get('kind')}, not a {kind}")
+    if card.get("kind") not in kinds:
+        raise ValueError(f"{path}: holds a {card.get('kind')}, not a {' or '.join(kinds)}")
     try:
-        network = build(**card["network"])
+        network = BUILDERS[card["kind"]](**card["network"])
         network.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: weights and card do not fit together ({error})") from error

@@ -9,7 +9,7 @@ import torch
 
 from pdlib import inference, noise
 from pdlib.data import wmh
-from pdlib.experiment import Denoiser, Run, chain_members, preseg_mask, probability, silent
+from pdlib.experiment import Denoiser, Run, chain_members, draws, silent, starts
 from pdlib.sampler import STARTS, Chain, sample
 
 
@@ -39,7 +39,7 @@ def chain_states(
 ) -> list[tuple[str, np.ndarray, bool]]:
     """States of one member's chain on the widest slice, for Fig. 1: (title, x_t [H, W], reached by adding noise)."""
     image, window, place, streams = _one_slice(run, subject)
-    mask = torch.from_numpy(window.cut(preseg_mask(run, preseg, subject)[0])[place]).float()[None, None]
+    mask = torch.from_numpy(window.cut(starts(run, preseg, subject, 1).values[0])[place]).float()[None, None]
     start = chain.start_index(denoiser.diffusion.schedule)
     first = STARTS[chain.start](mask, start, streams, denoiser.diffusion)
     states = [] if preseg is None else [("pre-segmentation", mask[0, 0].numpy(), False)]
@@ -85,13 +85,16 @@ def example(
     run: Run,
     denoiser: Denoiser,
     subject: str,
-    segmenters: dict[str, list[Path]],
+    segmenters: dict[str, tuple[list[Path], int]],
     chains: dict[str, tuple[Chain, Path | None, int]],
     scores: pd.DataFrame,
 ) -> dict:
     """The fields of one row of Fig. 2: the widest slice of a subject, each method's mask, the last chain's variance."""
     volume = run.volume(subject)
-    stacks = {name: np.stack([probability(run, path, subject).values for path in p]) for name, p in segmenters.items()}
+    stacks = {
+        name: np.concatenate([draws(run, path, subject, size).values for path in paths])
+        for name, (paths, size) in segmenters.items()
+    }
     for name, (chain, preseg, size) in chains.items():
         stacks[name] = chain_members(run, denoiser, chain, preseg, subject, size).values
     combined = {

@@ -14,11 +14,11 @@ from pdlib.data import wmh
 from pdlib.inference import (
     build_diffusion,
     combine,
+    draw_member,
     fast_precision,
     load_denoiser,
     load_segmenter,
     sample_members,
-    segment_probability,
 )
 from pdlib.paths import latest_weights
 from pdlib.sampler import Chain
@@ -58,15 +58,15 @@ def segment_files(
             "precision": fast_precision(device),
             "on_batch": bar.update,
         }
-        preseg = segment_probability(segmenter, working, **common).values >= sampling["threshold"]
+        common |= {"subject": hashlib.sha256(volume.image.tobytes()).hexdigest(), "seed": sampling["seed"]}
+        preseg = draw_member(segmenter, working, member=0, **common).values >= sampling["threshold"]
         members = sample_members(
             denoiser,
             working,
-            preseg,
+            preseg[None],
             chain=chain,
             diffusion=diffusion,
-            subject=hashlib.sha256(volume.image.tobytes()).hexdigest(),
-            seed=sampling["seed"],
+            one_step=None,
             members=range(size),
             **common,
         ).values

@@ -7,22 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pdlib.methods import METHODS
 from pdlib.stats import holm, mean_interval, paired_comparison
 
 NAMES = {
-    "unet": "U-Net",
-    "attention_unet": "Attention U-Net",
-    "unet_plus_plus": "U-Net++",
-    "bayesian_unet": "Bayesian U-Net",
-    "probabilistic_unet": "Probabilistic U-Net",
-    "ddpm": "DDPM",
-    "tdpm": "TDPM",
-    "es_ddpm": "ES-DDPM",
-    "pd_ddpm": "PD-DDPM",
-    "pd_ddpm_1": "PD-DDPM, one member",
-    "x0_jump": "x0 jump",
-    "deep_ensemble": "Attention U-Net, ensemble of seeds",
-    "addpm": "ADDPM",
+    **{name: method.title for name, method in METHODS.items()},
     "dice": "Dice",
     "jaccard": "Jaccard",
     "hd95": "HD95",
@@ -42,8 +31,13 @@ NAMES = {
     "nfe": "Network calls",
     "seconds": "Seconds",
     "train_loss": "Training loss",
+    "number": "Claim",
+    "claim": "What is claimed",
+    "estimate": "Difference",
+    "verdict": "Verdict",
+    "shown": "Shown in",
 }
-FORMATS = {"n": "g", "nfe": ".10g", "seconds": ".1f", "uncertainty": ".1e"}  # of the others: three decimals
+FORMATS = {"n": "g", "nfe": ".10g", "seconds": ".1f", "uncertainty": ".1e", "estimate": "+.3g"}  # else .3f
 
 
 def display_name(key: str) -> str:

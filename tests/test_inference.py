@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pdlib import inference
-from pdlib.inference import Window, brain_slices, combine, sample_members, segment_probability
+from pdlib.inference import Window, brain_slices, combine, draw_member, sample_members
 from pdlib.sampler import Chain
 from pdlib.training import read_weights
 
@@ -67,19 +67,27 @@ class Logit(nn.Module):
         super().__init__()
         self.value = nn.Parameter(torch.tensor(value))
 
-    def forward(self, image):
+    def forward(self, image, streams):
         return self.value.expand(len(image), 1, *image.shape[2:])
 
 
 def segment(network, volume, **changes):
-    settings = {"multiple": 4, "batch_size": 2, "precision": "32-true", "on_batch": lambda images: None}
-    return segment_probability(network, volume, **(settings | changes))
+    settings = {"subject": "Utrecht/7", "seed": 0, "member": 0}
+    settings |= {"multiple": 4, "batch_size": 2, "precision": "32-true", "on_batch": lambda images: None}
+    return draw_member(network, volume, **(settings | changes))
 
 
 def draw(network, volume, preseg, setting, **changes):
-    settings = {"chain": CHAIN, "diffusion": setting, "subject": "Utrecht/7", "seed": 0, "members": range(2)}
+    settings = {
+        "chain": CHAIN,
+        "diffusion": setting,
+        "one_step": None,
+        "subject": "Utrecht/7",
+        "seed": 0,
+        "members": range(2),
+    }
     settings |= {"multiple": 4, "batch_size": 4, "precision": "32-true", "on_batch": lambda images: None}
-    return sample_members(network, volume, preseg, **(settings | changes))
+    return sample_members(network, volume, preseg[None], **(settings | changes))
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""The rows of Table 1, one entry each. A new row is an entry here and its name in a profile's list.
+
+A row is a source (the training it begins with), a start and a finish of the one reverse chain in `sampler`.
+"""
+
+from dataclasses import dataclass
+
+PRESEGMENTER = "presegmenter"  # the segmenter that the profile names
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a row is made of.
+
+    Args:
+        title: what a reader is shown.
+        source: the training it begins with, or PRESEGMENTER; None begins with nothing.
+        start: how the chain starts from the source (a key of `sampler.STARTS`); None: no chain, the source is all.
+        finish: how the chain ends (a key of `sampler.FINISHES`).
+        members: "ensemble" (of the profile's size), "one", or "seeds" (a network of each of several seeds).
+        mask_only: the last network of a "one_step" finish sees the state alone, not the image.
+        own_t_prime: T' is chosen for this row on the validation fold; otherwise it is the paper's.
+    """
+
+    title: str
+    source: str | None
+    start: str | None = None
+    finish: str = "run_to_zero"
+    members: str = "ensemble"
+    mask_only: bool = False
+    own_t_prime: bool = False
+
+
+METHODS = {
+    "unet": Method("U-Net", "unet", members="one"),
+    "attention_unet": Method("Attention U-Net", "attention_unet", members="one"),
+    "unet_plus_plus": Method("U-Net++", "unet_plus_plus", members="one"),
+    "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet"),
+    "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet"),
+    "ddpm": Method("DDPM", None, start="gaussian"),
+    "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True),
+    "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True),
+    "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg"),
+    "addpm": Method("ADDPM", PRESEGMENTER, start="preseg", finish="one_step"),
+    "addpm_mask_only": Method("ADDPM, mask only", PRESEGMENTER, start="preseg", finish="one_step", mask_only=True),
+    "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one"),
+    "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump"),
+    "deep_ensemble": Method("Pre-segmenter, ensemble of seeds", PRESEGMENTER, members="seeds"),
+}
+
+
+def jobs(names: list[str], *, presegmenter: str, deep_ensemble_seeds: list[int]) -> list[str]:
+    """The notebook runs whose networks these rows use, each once. ValueError for a name that is no row."""
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(f"unknown method {unknown[0]!r}: choose one of {list(METHODS)}")
+    found = {}
+    for method in (METHODS[name] for name in names):
+        source = presegmenter if method.source == PRESEGMENTER else method.source
+        seeds = deep_ensemble_seeds if method.members == "seeds" else [0]
+        if method.start in (None, "preseg"):
+            found |= dict.fromkeys(f"02_train_segmenters.{source}_{seed}" for seed in seeds)
+        if method.start is not None:
+            found["03_train_ddpm"] = None
+        if method.finish == "one_step":
+            found["08_truncate_both_ends"] = None
+    return list(found)

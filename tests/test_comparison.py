@@ -1,0 +1,116 @@
+"""The registry's rows: what each is made of, which networks it asks for, and what it costs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pdlib import experiment, sampler
+from pdlib.comparison import Plan, best, method_rows
+from pdlib.methods import METHODS, jobs
+from pdlib.segmenters import SEGMENTERS
+
+PLAN = Plan("attention_unet", [0, 1], 3, 200, 1000, 1, "ddpm", 1.0, "consistent")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_row_is_made_of_what_there_is(name):
+    method = METHODS[name]
+    assert method.start in (None, *sampler.STARTS) and method.finish in sampler.FINISHES
+    assert method.members in ("one", "ensemble", "seeds")
+    assert method.source in (None, "presegmenter", "tdpm", *SEGMENTERS)
+    assert (method.source is None) == (method.start == "gaussian")
+
+
+def test_pd_ddpm_and_es_ddpm_differ_in_their_source_alone():
+    pd_ddpm, es_ddpm = METHODS["pd_ddpm"], METHODS["es_ddpm"]
+    assert replace(es_ddpm, title="PD-DDPM", source="presegmenter", own_t_prime=False) == pd_ddpm
+
+
+def test_chains_have_the_paper_s_calls():
+    calls = {name: len(PLAN.chain(METHODS[name], 300, 1000).indices) for name in METHODS if METHODS[name].start}
+    assert calls["ddpm"] == 1000 and calls["x0_jump"] == 1 and calls["addpm"] == calls["addpm_mask_only"] == 100
+    assert {calls[name] for name in ("pd_ddpm", "es_ddpm", "tdpm", "pd_ddpm_1")} == {300}
+    short = PLAN.chain(METHODS["addpm"], 300, 100)
+    assert short.indices == tuple(range(29, 19, -1)) and short.t_stop == 20
+
+
+def test_rows_ask_for_the_trainings_they_use():
+    common = {"presegmenter": "attention_unet", "deep_ensemble_seeds": [0, 1]}
+    assert jobs(["unet"], **common) == ["02_train_segmenters.unet_0"]
+    assert jobs(["ddpm"], **common) == jobs(["tdpm"], **common) == ["03_train_ddpm"]
+    assert jobs(["deep_ensemble"], **common) == [f"02_train_segmenters.attention_unet_{seed}" for seed in (0, 1)]
+    assert jobs(["es_ddpm"], **common) == ["02_train_segmenters.probabilistic_unet_0", "03_train_ddpm"]
+    assert set(jobs(["pd_ddpm", "addpm"], **common)) == {
+        "02_train_segmenters.attention_unet_0",
+        "03_train_ddpm",
+        "08_truncate_both_ends",
+    }
+    with pytest.raises(ValueError, match="unknown method 'nnunet': choose one of"):
+        jobs(["nnunet"], **common)
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "nfe"),
+    [
+        ("attention_unet", 1, 1),
+        ("bayesian_unet", 3, 3),
+        ("probabilistic_unet", 3, 3),
+        ("deep_ensemble", 2, 2),
+        ("ddpm", 3, 3 * 10),
+        ("pd_ddpm", 3, 3 * 3 + 1),
+        ("pd_ddpm_1", 1, 3 + 1),
+        ("es_ddpm", 3, 3 * (3 + 1)),
+        ("tdpm", 3, 3 * (3 + 1)),
+        ("addpm", 3, 3 * (1 + 1) + 1),
+        ("addpm_mask_only", 3, 3 * (1 + 1) + 1),
+        ("x0_jump", 3, 3 + 1),
+    ],
+)
+def test_a_row_is_scored_with_its_members_and_its_calls(trained, name, members, nfe):
+    denoiser = experiment.Denoiser.load(trained.run)
+    rows = method_rows(trained.run, denoiser, name, plan=PLAN, t_prime=300, split="test", on_batch=experiment.silent)
+    assert set(rows.method) == {name} and set(rows.subject) == set(trained.run.subjects("test"))
+    assert set(rows.ensemble_size) == {members} and set(rows.nfe) == {nfe}
+    if members > 1:
+        assert (rows[rows.metric == "uncertainty"].value > 0).all(), "members differ"
+
+
+def test_what_a_row_starts_from(trained):
+    run, subject = trained.run, trained.run.subjects("test")[0]
+    brain = run.volume(subject).brain
+
+    def begun(training, count=3):
+        return experiment.starts(run, best(run, training), subject, count).values
+
+    hard = begun("attention_unet_0")
+    assert hard.shape == (1, *brain.shape) and set(np.unique(hard)) <= {0, 1}
+    masks, states = begun("probabilistic_unet_0"), begun("tdpm_0300")
+    assert set(np.unique(masks)) <= {0, 1} and len(masks) == len(states) == 3
+    assert states.min() < 0 and (states[0] != states[1])[brain].mean() > 0.9, "states are not masks; draws differ"
+    np.testing.assert_array_equal(begun("tdpm_0300", 2), states[:2])
+
+
+def test_no_row_ever_sees_a_reference(trained):
+    """Other labels on the test subjects change no prediction of any row, only its score."""
+    run, denoiser = trained.run, experiment.Denoiser.load(trained.run)
+    names = ["bayesian_unet", "probabilistic_unet", "es_ddpm", "tdpm", "addpm", "addpm_mask_only"]
+
+    def members():
+        kept = {}
+        for name in names:
+            common = {"plan": PLAN, "t_prime": 300, "split": "test", "on_batch": experiment.silent}
+            method_rows(run, denoiser, name, **common)
+        for path in [*trained.place.runs.rglob("*.npz")]:
+            kept[path.relative_to(trained.place.runs)] = np.load(path)["values"]
+            path.unlink()
+        return kept
+
+    before = members()
+    for subject in run.subjects("test"):
+        volume = run.volume(subject)
+        volume.mask[...] = volume.brain & ~volume.ignore & (np.random.default_rng(0).random(volume.mask.shape) < 0.5)
+    after = members()
+    experiment._read_case.cache_clear()
+    assert before.keys() == after.keys() and len(before) > 10
+    assert all(np.array_equal(before[key], after[key]) for key in before)
