@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+from pdlib.methods import jobs
 from pdlib.paths import CONFIGS, NOTEBOOKS, layout
 from pdlib.workflow import IN_WORKFLOW, load_profile
 
@@ -16,8 +17,9 @@ PYTHON = sys.executable
 
 ARCHITECTURES = SETTINGS["02_train_segmenters"].pop("architectures")
 PRESEGMENTER = SETTINGS["04_compare_methods"]["presegmenter"]
-DEEP_SEEDS = SETTINGS["04_compare_methods"]["deep_ensemble_seeds"]
-SEGMENTERS = sorted({*((name, 0) for name in ARCHITECTURES), *((PRESEGMENTER, seed) for seed in DEEP_SEEDS)})
+COMPARED = SETTINGS["04_compare_methods"]
+NEEDED = jobs(COMPARED["methods"], presegmenter=PRESEGMENTER, deep_ensemble_seeds=COMPARED["deep_ensemble_seeds"])
+TDPM_T_PRIMES = SETTINGS["03_train_ddpm"]["tdpm"]["t_primes"]
 T_PRIMES = SETTINGS["05_sweep_t_prime"]["t_primes"]
 
 if config.get("data") and not os.path.isdir(config["data"]):
@@ -60,14 +62,19 @@ RUN = ENVIRONMENT + " {PYTHON} -m pdlib.workflow {params.name} {log:q} {params.p
 # Jobs wait for marks in runs/, not for results: these are committed, and come without the weights behind them.
 PREPARED = done("01_prepare_data")
 DENOISER = done("03_train_ddpm")
-TRAINED = [done(f"02_train_segmenters.{name}_{seed}") for name, seed in SEGMENTERS]
+TRAINED = [done(job) for job in NEEDED]
+COMPARED_JOBS = [
+    done(job) for job in ("04_compare_methods", "05_sweep_t_prime", "06_ensemble_size", "07_preseg_accuracy")
+]
 
 
 rule all:
     input:
         both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf"))),
         both(PLACE.figures, *(f"table{n}.{kind}" for n in (1, 2) for kind in ("csv", "md"))),
-        [done(job) for job in ("04_compare_methods", "05_sweep_t_prime", "06_ensemble_size", "07_preseg_accuracy")],
+        both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
+        both(PLACE.figures, "claims.csv", "claims.md"),
+        COMPARED_JOBS,
         TRAINED,
 
 
@@ -123,6 +130,7 @@ rule train_denoiser:
     output:
         touch(DENOISER),
         training_table("denoiser"),
+        [training_table(f"tdpm_{t_prime:04d}") for t_prime in TDPM_T_PRIMES],
     log:
         executed("03_train_ddpm"),
     params:
@@ -159,6 +167,28 @@ rule sample_t_prime:
 
 
 POINTS = [done(f"05_sweep_t_prime.{t_prime}") for t_prime in T_PRIMES]
+
+
+rule truncate_both_ends:
+    input:
+        notebook("08_truncate_both_ends"),
+        DENOISER,
+        done(f"02_train_segmenters.{PRESEGMENTER}_0"),
+    output:
+        touch(done("08_truncate_both_ends")),
+        both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
+        str(PLACE.results / "truncation_scores.csv"),
+    log:
+        executed("08_truncate_both_ends"),
+    params:
+        name="08_truncate_both_ends",
+        parameters=settings("08_truncate_both_ends"),
+    threads: THREADS
+    priority: 60
+    resources:
+        gpu=SETTINGS["gpus_per_job"],
+    shell:
+        RUN
 
 
 rule compare_methods:
@@ -238,5 +268,22 @@ rule preseg_accuracy:
     threads: THREADS
     resources:
         gpu=SETTINGS["gpus_per_job"],
+    shell:
+        RUN
+
+
+rule claims:
+    input:
+        notebook("11_claims"),
+        COMPARED_JOBS,
+    output:
+        touch(done("11_claims")),
+        both(PLACE.figures, "claims.csv", "claims.md"),
+    log:
+        executed("11_claims"),
+    params:
+        name="11_claims",
+        parameters=settings("11_claims"),
+    threads: THREADS
     shell:
         RUN

@@ -265,6 +265,27 @@ def ensemble_figure(scores: pd.DataFrame, *, method: str) -> Figure:
 
 
 @_paper_style
+def calls_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapping[str, float]) -> Figure:
+    """Scores against network calls, a panel for each metric: one point a method, mean over subjects with its interval.
+
+    scores: rows of `records.COLUMNS`, of one split; a method's name is its label.
+    """
+    figure = Figure(figsize=(DOUBLE, 2.9))
+    for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        for colour, (method, rows) in enumerate(scores[scores.metric == metric].groupby("method", sort=False)):
+            mean = mean_interval(subject_values(rows), **interval)
+            reach = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
+            style = {"fmt": "o", "color": f"C{colour}", "capsize": 2, "elinewidth": 0.8}
+            ax.errorbar(rows.nfe.mean(), mean["mean"], reach, label=display_name(method), **style)
+        ax.set(xlabel="Network calls a slice", ylabel=display_name(metric), xscale="log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+@_paper_style
 def overlay_figure(
     image: NDArray,
     reference: NDArray | None,

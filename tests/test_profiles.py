@@ -11,10 +11,11 @@ import torch
 from pdlib import noise, workflow
 from pdlib.denoiser import GuidedUNet
 from pdlib.inference import build_diffusion
+from pdlib.methods import METHODS
 from pdlib.paths import CONFIGS, NOTEBOOKS, Layout
 from pdlib.sampler import Chain, sample
 from pdlib.schedule import scale_t_prime
-from pdlib.segmenters import build_segmenter
+from pdlib.segmenters import SEGMENTERS, build_segmenter
 from pdlib.training import Batch, Fit, build_objective, diffusion_objective
 from pdlib.workflow import NotebookFailed, load_profile, run_notebook
 
@@ -92,8 +93,12 @@ def test_profile_agrees_with_itself(profile):
     steps = found["03_train_ddpm"]["diffusion"]["schedule"]["steps"]
     assert found["03_train_ddpm"]["t_max"] <= steps
     assert found["02_train_segmenters"]["fit"]["keep_validated"], "notebook 07 picks among the validated checkpoints"
-    chains = [found["03_train_ddpm"]["sampling"], *(one for one in found.values() if "presegmenter" in one)]
-    assert {one["presegmenter"] for one in chains} <= set(architectures)
+    chains = [found["03_train_ddpm"]["sampling"], *(one for one in found.values() if "stride" in one)]
+    assert {one["presegmenter"] for one in found.values() if "presegmenter" in one} <= set(architectures)
+    assert found["04_compare_methods"]["t_prime_candidates"] == found["03_train_ddpm"]["tdpm"]["t_primes"]
+    assert found["04_compare_methods"]["t_stop"] in found["08_truncate_both_ends"]["t_stops"]
+    trained = {name for name in METHODS if name in SEGMENTERS}
+    assert trained & set(found["04_compare_methods"]["methods"]) <= set(architectures)
     assert len({(one["stride"], one["step"], one["eta"], one["convention"]) for one in chains}) == 1
     for key in ("fold", "seed", "multiple", "threshold", "vote"):
         assert len({one[key] for one in found.values() if "fold" in one}) == 1, key

@@ -1,0 +1,78 @@
+"""The ledger: the differences it names, and a verdict that follows its interval."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import rows
+
+from pdlib.claims import ledger
+
+INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
+BASE = np.linspace(0.5, 0.8, 12)
+NOISE = np.random.default_rng(0).normal(0, 0.004, 12)
+
+
+def results(**gains):
+    """Scores in which each row lies that far above 0.5 to 0.8; 0.02 below where it is not named."""
+
+    def at(name):
+        return BASE + gains.get(name, -0.02) + NOISE * (name != "pd_ddpm")
+
+    names = ["pd_ddpm", "ddpm", "attention_unet", "deep_ensemble", "tdpm", "es_ddpm", "addpm", "x0_jump"]
+    curve = {5: -0.01, 30: 0.0, 50: 0.0, 100: -0.03}
+    spread = {5: 1e-5, 30: 5e-5, 50: 9e-5, 100: 1e-4}
+    sweep = [
+        rows("pd_ddpm", values, metric, split=split, t_prime=t, ensemble_size=2)
+        for split in ("validation", "test")
+        for t in curve
+        for metric, values in (
+            ("dice", BASE + curve[t] + (0.01 if (split, t) == ("validation", 30) else NOISE)),
+            ("uncertainty", spread[t] * (1 + NOISE)),
+        )
+    ]
+    members = [
+        rows("pd_ddpm", BASE + 0.01 * size + NOISE * draw, ensemble_size=size, seed=draw, t_prime=30)
+        for size in (1, 4)
+        for draw in (0, 1)
+    ]
+    starts = {"empty": -0.3, "step 100": -0.1, "step 200": -0.05, "best": 0.0}
+    begun = [rows(name, BASE + gain) for name, gain in starts.items()]
+    begun += [rows(f"pd_ddpm from {name}", BASE + gain / 2 + NOISE, t_prime=30) for name, gain in starts.items()]
+    return {
+        "table1_scores": pd.concat([rows(name, at(name)) for name in names]),
+        "t_prime_scores": pd.concat(sweep),
+        "ensemble_scores": pd.concat(members),
+        "preseg_scores": pd.concat(begun),
+    }
+
+
+def read(**gains):
+    found = ledger(results(pd_ddpm=0.0, **gains), presegmenter="attention_unet", margin=0.01, interval=INTERVAL)
+    return found.set_index(["number", "claim"])
+
+
+def test_differences_are_the_ones_named():
+    found = read(ddpm=-0.05, tdpm=0.03, addpm=-0.1).estimate.groupby("number").agg(list)
+    shift = NOISE.mean()
+    assert found["C1"] == pytest.approx([0.05 - shift]) and found["C2"] == pytest.approx([0.02 - shift])
+    assert found["C3"] == pytest.approx([-0.03 - shift, 0.02 - shift]) and found["C8"] == pytest.approx([-0.1 + shift])
+    assert found["C4"] == pytest.approx([0.01, 0.03])
+    assert found["C5"] == pytest.approx([(9e-5 - 1e-5) * (1 + shift), (2 * 9e-5 - 1e-5 - 1e-4) * (1 + shift)])
+    assert found["C6"] == pytest.approx([0.03]) and found["C7"] == pytest.approx([0.05, 0.15])
+
+
+def test_verdicts_follow_the_interval():
+    clear = read(ddpm=-0.05, tdpm=0.03)
+    assert clear.verdict["C1"].tolist() == ["holds"] and clear.verdict["C3"].tolist() == ["does not hold", "holds"]
+    assert (clear.estimate_low <= clear.estimate).all() and (clear.estimate <= clear.estimate_high).all()
+    equal = read(ddpm=0.0, attention_unet=0.0, addpm=-0.01)
+    assert equal.verdict["C1"].tolist() == ["holds"], "not worse: within the margin"
+    assert equal.verdict["C2"].tolist() == ["undecided"], "a difference of zero beats nobody"
+    assert equal.verdict["C8"].tolist() == ["undecided"], "at the margin"
+    assert read(addpm=-0.05).verdict["C8"].tolist() == ["does not hold"]
+
+
+def test_the_validation_fold_chooses_and_the_test_fold_is_shown():
+    found = read().reset_index()
+    assert found[found.number == "C4"].claim.str.contains("T' = 30, best on validation").all()
+    assert (found.n == 12).all()
