@@ -1,9 +1,12 @@
 """README says what results/ say, and the committed results are whole."""
 
+import pandas as pd
 import pytest
 
-from pdlib import records, report
+from pdlib import records, report, tables
+from pdlib.claims import ledger
 from pdlib.paths import ROOT, layout
+from pdlib.workflow import load_profile
 
 COMMITTED = layout("cpu", str(ROOT))
 
@@ -18,6 +21,22 @@ def test_committed_tables_are_those_that_were_stamped():
     for table in tables:
         stamp = records.read_stamp(table)
         assert stamp["profile"] == "cpu" and stamp["git"]["sha"] and not stamp["git"]["dirty"]
+
+
+def test_committed_tables_follow_from_the_committed_scores():
+    profile = load_profile("cpu")["04_compare_methods"]
+    interval = {name: profile[name] for name in ("resamples", "confidence", "seed")}
+    names = ("table1_scores", "t_prime_scores", "ensemble_scores", "preseg_scores")
+    scores = {name: records.read_table(COMMITTED.results / f"{name}.csv") for name in names}
+    margin = load_profile("cpu")["11_claims"]["margin"]
+    settings = {"presegmenter": profile["presegmenter"], "margin": margin, "interval": interval}
+    kept = pd.read_csv(COMMITTED.figures / "claims.csv")
+    pd.testing.assert_frame_equal(ledger(scores, **settings), kept, rtol=1e-5, check_dtype=False)
+    table = pd.read_csv(COMMITTED.figures / "table1.csv")
+    metrics = ["dice", "hd95_voxel", "hd95_mm", "jaccard", "lesion_f1", "uncertainty"]
+    how = {"methods": profile["methods"], "baseline": "pd_ddpm", "metrics": metrics, "interval": interval}
+    again = tables.table1(scores["table1_scores"], **how)
+    pd.testing.assert_frame_equal(again, table, rtol=1e-5, check_dtype=False)
 
 
 def test_a_readme_without_the_block_is_refused(tmp_path):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from pdlib.paths import NOTEBOOKS, ROOT, layout
+from pdlib.workflow import load_profile
 
 KILLED_AFTER_JOBS = 3
 
@@ -46,9 +47,11 @@ def test_every_figure_and_table_is_there(place):
     for number in (1, 2, 3, 4):
         assert (place.figures / f"fig{number}.png").stat().st_size > 10_000
         assert (place.figures / f"fig{number}.pdf").read_bytes().startswith(b"%PDF")
-    for number in (1, 2):
-        assert (place.figures / f"table{number}.md").read_text().count("|") > 20
-        assert len(pd.read_csv(place.figures / f"table{number}.csv")) >= 5
+    for name in ("table1", "table2", "truncation", "claims"):
+        assert (place.figures / f"{name}.md").read_text().count("|") > 20
+        assert len(pd.read_csv(place.figures / f"{name}.csv")) >= 5
+    methods = load_profile("smoke")["04_compare_methods"]["methods"]
+    assert pd.read_csv(place.figures / "table1.csv").method.tolist() == methods and len(methods) == 13
 
 
 def test_every_result_has_its_stamp(place):
