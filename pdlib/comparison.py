@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from pdlib.experiment import Denoiser, Run, chain_rows, segmenter_rows
+from pdlib.experiment import Denoiser, Run, chain_members, chain_rows, draws, segmenter_rows
 from pdlib.inference import OnBatch
 from pdlib.methods import METHODS, PRESEGMENTER, Method
 from pdlib.sampler import Chain
@@ -68,14 +69,35 @@ def method_rows(
 
     ValueError for a name that is no row.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: choose one of {list(METHODS)}")
-    method = METHODS[name]
+    method = _method(name)
     sources = plan.sources(run, method, t_prime)
     common = {"method": name, "split": split, "ensemble_size": plan.size(method), "on_batch": on_batch}
     if method.start is None:
         return segmenter_rows(run, sources, **common)
-    chain = plan.chain(method, t_prime, denoiser.diffusion.schedule.steps)
+    chain, last = _chain(run, denoiser, method, plan, t_prime)
+    return chain_rows(run, denoiser, chain, *(sources or [None]), one_step=last, **common)
+
+
+def method_members(
+    run: Run, denoiser: Denoiser, name: str, *, plan: Plan, t_prime: int, subject: str, on_batch: OnBatch
+) -> np.ndarray:
+    """The members that one row of Table 1 has for a subject, [E, Z, Y, X] in 0..1; arguments as in `method_rows`."""
+    method = _method(name)
+    sources, size = plan.sources(run, method, t_prime), plan.size(method)
+    if method.start is None:
+        return np.concatenate([draws(run, path, subject, size, on_batch).values for path in sources])
+    chain, last = _chain(run, denoiser, method, plan, t_prime)
+    return chain_members(run, denoiser, chain, *(sources or [None]), subject, size, on_batch, last).values
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: choose one of {list(METHODS)}")
+    return METHODS[name]
+
+
+def _chain(run: Run, denoiser: Denoiser, method: Method, plan: Plan, t_prime: int) -> tuple[Chain, Path | None]:
+    """A row's chain, and the weights of its last network if it has one."""
     training = f"one_step_{plan.t_stop:04d}{'_mask' if method.mask_only else ''}"
     last = best(run, training) if method.finish == "one_step" else None
-    return chain_rows(run, denoiser, chain, *(sources or [None]), one_step=last, **common)
+    return plan.chain(method, t_prime, denoiser.diffusion.schedule.steps), last

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pdlib import inference, metrics, noise, ops, records
+from pdlib import agreement, inference, metrics, noise, ops, records
 from pdlib.data import splits, wmh
 from pdlib.generators import ConditionalGan
 from pdlib.inference import OnBatch, OneStep, Timed
@@ -85,6 +85,11 @@ class Run:
         """A case, read and normalised (kept in memory)."""
         return _read_case(self.data["root"], subject, tuple(self.data["clip_percentiles"]))
 
+    def raters(self, subject: str) -> dict[str, np.ndarray]:
+        """Further raters' labels of a subject, [Z, Y, X] each, by the observer's name; none where there are none."""
+        case = _find_case(self.data["root"], subject)
+        return wmh.read_raters(self.data["root"], case, self.volume(subject).grid)
+
     def stamp(self) -> dict:
         """The provenance of a table that this run writes."""
         return records.stamp(
@@ -126,8 +131,11 @@ class Run:
 
 @cache
 def _read_case(root: str, subject: str, clip_percentiles: tuple[float, float]) -> wmh.Volume:
-    case = next(case for case in wmh.find_cases(root) if case.subject == subject)
-    return wmh.read_case(case, clip_percentiles=clip_percentiles)
+    return wmh.read_case(_find_case(root, subject), clip_percentiles=clip_percentiles)
+
+
+def _find_case(root: str, subject: str) -> wmh.Case:
+    return next(case for case in wmh.find_cases(root) if case.subject == subject)
 
 
 def labels(volume: wmh.Volume) -> np.ndarray:
@@ -375,6 +383,55 @@ def members_rows(
         split=split,
         nfe=nfe,
         seconds=seconds,
+        t_prime=t_prime,
+        ensemble_size=len(members),
+    )
+
+
+def risk_curve(run: Run, members: np.ndarray, subject: str, coverages: np.ndarray) -> pd.DataFrame:
+    """Error rate of a subject's mask among the brain's voxels kept, by rising variance of members [E, Z, Y, X].
+
+    Columns: coverage, risk, oracle, random (see `agreement.risk_coverage`), subject.
+    """
+    volume = run.volume(subject)
+    ensemble = inference.combine(members, threshold=run.threshold, vote=run.vote)
+    inside = volume.brain & ~volume.ignore
+    error = (ensemble.mask != (volume.mask == 1))[inside]
+    return agreement.risk_coverage(error, ensemble.variance[inside], coverages).assign(subject=subject)
+
+
+def agreement_rows(
+    run: Run, members: np.ndarray, subject: str, *, method: str, split: str, t_prime: int | None, bins: int
+) -> pd.DataFrame:
+    """What a subject's members [E, Z, Y, X] say of the truth, as result rows: the distance to the raters and the Dice
+    with them (NaN where there are none), the area under the risk-coverage curve inside the brain, with those of an
+    oracle and of no order at all, and the calibration error of the mean, in `bins` bins. Label 2 is left out.
+    """
+    volume = run.volume(subject)
+    ensemble = inference.combine(members, threshold=run.threshold, vote=run.vote)
+    counted = ~volume.ignore
+    inside, truth = volume.brain & counted, volume.mask == 1
+    error = (ensemble.mask != truth)[inside]
+    areas = agreement.area_under_risk_coverage(error, ensemble.variance[inside])
+    scores = {f"risk_area{'' if key == 'risk' else '_' + key}": value for key, value in areas.items()}
+    scores["calibration_error"] = agreement.expected_calibration_error(ensemble.mean[inside], truth[inside], bins)
+    raters = np.array([(labels == 1)[counted] for labels in run.raters(subject).values()])
+    votes = (members >= run.threshold)[:, counted]
+    for key, score in (
+        ("energy_distance", agreement.generalised_energy_distance),
+        ("rater_dice", agreement.sample_rater_dice),
+    ):
+        scores[key] = score(votes, raters) if len(raters) else np.nan
+    return records.score_rows(
+        scores,
+        method=method,
+        fold=run.fold,
+        seed=run.seed,
+        subject=subject,
+        site=run.site(subject),
+        split=split,
+        nfe=pd.NA,
+        seconds=np.nan,
         t_prime=t_prime,
         ensemble_size=len(members),
     )

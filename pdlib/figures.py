@@ -286,6 +286,33 @@ def calls_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapp
 
 
 @_paper_style
+def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Mapping[str, float]) -> Figure:
+    """What the members' spread is worth: risk against coverage, mean over subjects, and the distance to the raters.
+
+    curves: columns subject, coverage, risk, oracle, random. scores: rows of `records.COLUMNS`, of one split; methods
+    without a rater to compare with are left out of the right panel.
+    """
+    figure = Figure(figsize=(DOUBLE, 2.8))
+    left, right = figure.subplots(1, 2)
+    means = curves.groupby("coverage")[["risk", "oracle", "random"]].mean()
+    for colour, (name, style) in enumerate((("risk", "-"), ("oracle", "--"), ("random", ":"))):
+        label = {"risk": "by members' variance", "oracle": "errors last", "random": "in no order"}[name]
+        left.plot(means.index, means[name], style, color=f"C{colour}", label=label)
+    left.set(xlabel="Coverage, share of the brain's voxels", yscale="log", ylim=(means["random"].max() / 100, None))
+    _scaled_axis(left, "Risk, share of errors")
+    left.legend(loc="upper left")
+    found = scores[(scores.metric == "energy_distance") & scores.value.notna()]
+    for place, (method, rows) in enumerate(found.groupby("method", sort=False)):
+        mean = mean_interval(subject_values(rows), **interval)
+        reach = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
+        right.errorbar(mean["mean"], place, xerr=reach, fmt="o", color="C0", capsize=2, elinewidth=0.8)
+    methods = list(found.method.unique())
+    right.set_yticks(range(len(methods)), [display_name(method) for method in methods])
+    right.set(xlabel="Energy distance to the raters", ylim=(len(methods) - 0.5, -0.5))
+    return figure
+
+
+@_paper_style
 def overlay_figure(
     image: NDArray,
     reference: NDArray | None,

@@ -41,6 +41,12 @@ UNITS = {
     "uncertainty": "1",
     "relative_uncertainty": "1",
     "entropy": "nat",
+    "energy_distance": "1",
+    "rater_dice": "1",
+    "risk_area": "1",
+    "risk_area_oracle": "1",
+    "risk_area_random": "1",
+    "calibration_error": "1",
 }
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "nilearn", "pandas", "matplotlib")
 OUTPUTS = ("*.csv", "*.stamp.json", "*.png", "*.pdf", "*.md")
