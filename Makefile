@@ -1,7 +1,7 @@
 # The two commands: `make reproduce` and `make test`. Each sets up its own .venv first.
 PROFILE ?= cpu
 DATA ?=
-OUT ?= .
+OUT ?= $(if $(DATA),real-data,.)
 CORES ?= $(shell nproc)
 TARGETS ?=
 PYTHON := .venv/bin/python

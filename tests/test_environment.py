@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
 import yaml
 from importlinter.cli import lint_imports
 
@@ -38,6 +39,12 @@ def test_conda_and_pip_ask_for_the_same():
     assert options <= set(pip)
     assert sorted(set(pip) - options) == sorted(wanted())
     assert f"python{PYPROJECT['project']['requires-python']}" in environment["dependencies"]
+
+
+@pytest.mark.parametrize(("given", "out"), [([], "."), (["DATA=x"], "real-data"), (["DATA=x", "OUT=y"], "y")])
+def test_real_data_never_write_over_the_committed_phantom(given, out):
+    made = subprocess.run(["make", "-n", "READY=", "reproduce", *given], cwd=ROOT, capture_output=True, text=True)
+    assert f'mkdir -p "{out}/runs"' in made.stdout
 
 
 def test_every_requirement_is_pinned_once_and_without_a_local_suffix():
