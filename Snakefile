@@ -64,7 +64,8 @@ PREPARED = done("01_prepare_data")
 DENOISER = done("03_train_ddpm")
 TRAINED = [done(job) for job in NEEDED]
 COMPARED_JOBS = [
-    done(job) for job in ("04_compare_methods", "05_sweep_t_prime", "06_ensemble_size", "07_preseg_accuracy")
+    done(job)
+    for job in ("04_compare_methods", "05_sweep_t_prime", "06_ensemble_size", "07_preseg_accuracy", "10_fewer_calls")
 ]
 
 
@@ -73,6 +74,8 @@ rule all:
         both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf"))),
         both(PLACE.figures, *(f"table{n}.{kind}" for n in (1, 2) for kind in ("csv", "md"))),
         both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
+        both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
+        both(PLACE.figures, "agreement.png", "agreement.pdf"),
         both(PLACE.figures, "claims.csv", "claims.md"),
         COMPARED_JOBS,
         TRAINED,
@@ -191,6 +194,28 @@ rule truncate_both_ends:
         RUN
 
 
+rule fewer_calls:
+    input:
+        notebook("10_fewer_calls"),
+        DENOISER,
+        done(f"02_train_segmenters.{PRESEGMENTER}_0"),
+    output:
+        touch(done("10_fewer_calls")),
+        both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
+        str(PLACE.results / "fewer_calls_scores.csv"),
+    log:
+        executed("10_fewer_calls"),
+    params:
+        name="10_fewer_calls",
+        parameters=settings("10_fewer_calls"),
+    threads: THREADS
+    priority: 60
+    resources:
+        gpu=SETTINGS["gpus_per_job"],
+    shell:
+        RUN
+
+
 rule compare_methods:
     input:
         notebook("04_compare_methods"),
@@ -236,10 +261,12 @@ rule ensemble_size:
     input:
         notebook("06_ensemble_size"),
         POINTS,
+        TRAINED,
     output:
         touch(done("06_ensemble_size")),
-        both(PLACE.figures, "fig4.png", "fig4.pdf"),
+        both(PLACE.figures, "fig4.png", "fig4.pdf", "agreement.png", "agreement.pdf"),
         str(PLACE.results / "ensemble_scores.csv"),
+        str(PLACE.results / "agreement_scores.csv"),
     log:
         executed("06_ensemble_size"),
     params:

@@ -189,7 +189,7 @@ def examples_figure(examples: Sequence[Example]) -> Figure:
             _bare(ax)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=7)
-    figure.colorbar(shown, ax=axes[:, -1], fraction=0.08, pad=0.04, aspect=40)
+    figure.colorbar(shown, ax=axes[:, -1], fraction=0.08, pad=0.04, aspect=40, label="Variance over members")
     figure.legend(handles=_overlay_patches(), loc="outside lower center", ncols=3)
     return figure
 
@@ -268,19 +268,45 @@ def ensemble_figure(scores: pd.DataFrame, *, method: str) -> Figure:
 def calls_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapping[str, float]) -> Figure:
     """Scores against network calls, a panel for each metric: one point a method, mean over subjects with its interval.
 
-    scores: rows of `records.COLUMNS`, of one split; a method's name is its label.
+    scores: rows of `records.COLUMNS`, of one split; a method's name is its label. Each point stands a little to the
+    right of the one before, so that methods with as many calls do not cover each other.
     """
     figure = Figure(figsize=(DOUBLE, 2.9))
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        for colour, (method, rows) in enumerate(scores[scores.metric == metric].groupby("method", sort=False)):
+        for place, (method, rows) in enumerate(scores[scores.metric == metric].groupby("method", sort=False)):
             mean = mean_interval(subject_values(rows), **interval)
             reach = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
-            style = {"fmt": "o", "color": f"C{colour}", "capsize": 2, "elinewidth": 0.8}
-            ax.errorbar(rows.nfe.mean(), mean["mean"], reach, label=display_name(method), **style)
-        ax.set(xlabel="Network calls a slice", ylabel=display_name(metric), xscale="log")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+            style = {"fmt": "o", "color": f"C{place}", "capsize": 2, "elinewidth": 0.8}
+            beside = rows.nfe.mean() * 1.03**place
+            ax.errorbar(beside, mean["mean"], reach, label=display_name(method), **style)
+        ax.set(ylabel=display_name(metric))
+        _calls_axis(ax, scores.nfe)
     handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+@_paper_style
+def solver_figure(scores: pd.DataFrame) -> Figure:
+    """Dice, lesion F1 and uncertainty against network calls, means over subjects: a line for each way of stepping, a
+    diamond for a single chain. Colours tell the rules apart, dashes the chains from pure noise.
+
+    scores: rows of `records.COLUMNS`, of one split; a method is named "start, rule, N calls", or "start, rule".
+    """
+    way = scores.method.str.replace(r", \d+ calls$", "", regex=True)
+    rules = list(dict.fromkeys(name.partition(", ")[2] for name in way.unique()))
+    figure = Figure(figsize=(DOUBLE, 2.9))
+    panels = dict(zip(("dice", "lesion_f1", "uncertainty"), figure.subplots(1, 3), strict=True))
+    for metric, ax in panels.items():
+        for name in way.unique():
+            start, _, rule = name.partition(", ")
+            mean = scores[(way == name) & (scores.metric == metric)].groupby("nfe").value.mean()
+            style = {"color": f"C{rules.index(rule)}", "linestyle": "-" if start == "PD-DDPM" else "--"}
+            ax.plot(mean.index, mean, marker="o" if len(mean) > 1 else "D", markersize=3, label=name, **style)
+        ax.set(ylabel=display_name(metric))
+        _calls_axis(ax, scores.nfe)
+    _scaled_axis(panels["uncertainty"], "Uncertainty (variance)")
+    handles, labels = panels["dice"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
@@ -300,9 +326,9 @@ def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Ma
         left.plot(means.index, means[name], style, color=f"C{colour}", label=label)
     left.set(xlabel="Coverage, share of the brain's voxels", yscale="log", ylim=(means["random"].max() / 100, None))
     _scaled_axis(left, "Risk, share of errors")
-    left.legend(loc="upper left")
+    left.legend(loc="center left")
     found = scores[(scores.metric == "energy_distance") & scores.value.notna()]
-    for place, (method, rows) in enumerate(found.groupby("method", sort=False)):
+    for place, (_, rows) in enumerate(found.groupby("method", sort=False)):
         mean = mean_interval(subject_values(rows), **interval)
         reach = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
         right.errorbar(mean["mean"], place, xerr=reach, fmt="o", color="C0", capsize=2, elinewidth=0.8)
@@ -389,6 +415,15 @@ def _scaled_axis(ax: Axes, label: str) -> None:
     power = int(np.floor(np.log10(top))) if top > 0 else 0
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 10.0**power:.3g}"))
     ax.set_ylabel(label if power == 0 else f"{label}, $10^{{{power}}}$")
+
+
+def _calls_axis(ax: Axes, calls: pd.Series) -> None:
+    """Network calls on a logarithmic x axis with round numbers that can be read."""
+    low, high = float(calls.min()) / 1.2, float(calls.max()) * 1.3
+    ticks = [base * 10**power for power in range(5) for base in (1, 2, 5) if low <= base * 10**power <= high]
+    ax.set(xlabel="Network calls a slice", xscale="log", xlim=(low, high))
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _brain_box(flair: NDArray) -> tuple[slice, slice]:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import rows
 
-from pdlib.claims import ledger
+from pdlib.claims import ALL, ledger, solver_row
 
 INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
 BASE = np.linspace(0.5, 0.8, 12)
@@ -38,7 +38,18 @@ def results(**gains):
     starts = {"empty": -0.3, "step 100": -0.1, "step 200": -0.05, "best": 0.0}
     begun = [rows(name, BASE + gain) for name, gain in starts.items()]
     begun += [rows(f"pd_ddpm from {name}", BASE + gain / 2 + NOISE, t_prime=30) for name, gain in starts.items()]
+    agreed = [
+        rows(name, values * (1 + NOISE), metric)
+        for name, found in {
+            "pd_ddpm": {"risk_area": 1e-3, "risk_area_random": 4e-3, "energy_distance": 0.3},
+            "attention_unet": {"risk_area": 4e-3, "risk_area_random": 4e-3, "energy_distance": 0.4},
+        }.items()
+        for metric, values in found.items()
+    ]
+    fewer = [rows(ALL, BASE), rows(solver_row(10), BASE + NOISE - 0.03)]
     return {
+        "agreement_scores": pd.concat(agreed),
+        "fewer_calls_scores": pd.concat(fewer),
         "table1_scores": pd.concat([rows(name, at(name)) for name in names]),
         "t_prime_scores": pd.concat(sweep),
         "ensemble_scores": pd.concat(members),
@@ -47,7 +58,9 @@ def results(**gains):
 
 
 def read(**gains):
-    found = ledger(results(pd_ddpm=0.0, **gains), presegmenter="attention_unet", margin=0.01, interval=INTERVAL)
+    found = ledger(
+        results(pd_ddpm=0.0, **gains), presegmenter="attention_unet", few_calls=10, margin=0.01, interval=INTERVAL
+    )
     return found.set_index(["number", "claim"])
 
 
@@ -58,7 +71,9 @@ def test_differences_are_the_ones_named():
     assert found["C3"] == pytest.approx([-0.03 - shift, 0.02 - shift]) and found["C8"] == pytest.approx([-0.1 + shift])
     assert found["C4"] == pytest.approx([0.01, 0.03])
     assert found["C5"] == pytest.approx([(9e-5 - 1e-5) * (1 + shift), (2 * 9e-5 - 1e-5 - 1e-4) * (1 + shift)])
-    assert found["C6"] == pytest.approx([0.03]) and found["C7"] == pytest.approx([0.05, 0.15])
+    assert found["C6"] == pytest.approx([0.03]) and found["C7"] == pytest.approx([0.0375, 0.15])
+    assert found["C9"] == pytest.approx([-0.03 + shift])
+    assert found["C10"] == pytest.approx([3e-3 * (1 + shift), 0.1 * (1 + shift)])
 
 
 def test_verdicts_follow_the_interval():

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from pdlib import records, report, tables
-from pdlib.claims import ledger
+from pdlib.claims import TABLES, ledger
 from pdlib.paths import ROOT, layout
 from pdlib.workflow import load_profile
 
@@ -26,12 +26,10 @@ def test_committed_tables_are_those_that_were_stamped():
 def test_committed_tables_follow_from_the_committed_scores():
     profile = load_profile("cpu")["04_compare_methods"]
     interval = {name: profile[name] for name in ("resamples", "confidence", "seed")}
-    names = ("table1_scores", "t_prime_scores", "ensemble_scores", "preseg_scores")
-    scores = {name: records.read_table(COMMITTED.results / f"{name}.csv") for name in names}
-    margin = load_profile("cpu")["11_claims"]["margin"]
-    settings = {"presegmenter": profile["presegmenter"], "margin": margin, "interval": interval}
+    scores = {name: records.read_table(COMMITTED.results / f"{name}.csv") for name in TABLES}
+    settings = {name: load_profile("cpu")["11_claims"][name] for name in ("presegmenter", "few_calls", "margin")}
     kept = pd.read_csv(COMMITTED.figures / "claims.csv")
-    pd.testing.assert_frame_equal(ledger(scores, **settings), kept, rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(ledger(scores, **settings, interval=interval), kept, rtol=1e-5, check_dtype=False)
     table = pd.read_csv(COMMITTED.figures / "table1.csv")
     metrics = ["dice", "hd95_voxel", "hd95_mm", "jaccard", "lesion_f1", "uncertainty"]
     how = {"methods": profile["methods"], "baseline": "pd_ddpm", "metrics": metrics, "interval": interval}
