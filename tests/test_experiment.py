@@ -290,3 +290,43 @@ def test_random_ensembles_of_a_pool_by_hand(networks):
     share = one.groupby("ensemble_size").mean()
     assert set(one) == {0, 1} and share[3] == share[4] == 0
     assert share[1] == pytest.approx(1 / 4, abs=0.2) and share[2] == pytest.approx(1 / 2, abs=0.25)
+
+
+def test_agreement_with_perfect_and_with_blind_members(trained, monkeypatch):
+    """Members that are the raters' own masks; then members that agree with each other and with nobody."""
+    run, subject = trained.run, trained.run.subjects("test")[0]
+    volume = run.volume(subject)
+    truth = volume.mask == 1
+    other = truth.copy()
+    other[tuple(np.argwhere(truth)[0])] = False
+    raters = {"observer_o3": truth.astype(np.uint8), "observer_o4": other.astype(np.uint8)}
+    monkeypatch.setattr(experiment.Run, "raters", lambda self, name: raters)
+    about = {"method": "unit", "split": "test", "t_prime": None, "bins": 10}
+
+    def scored(members):
+        rows = experiment.agreement_rows(run, np.stack(members).astype(np.float32), subject, **about)
+        return rows.set_index("metric").value
+
+    perfect = scored([truth, other])
+    assert perfect["energy_distance"] == 0 and perfect["rater_dice"] > 0.9
+    assert perfect["risk_area"] == perfect["risk_area_oracle"] == 0 and perfect["risk_area_random"] == 0
+    blind = scored([truth * 0, truth * 0])
+    share = truth[volume.brain & ~volume.ignore].mean()
+    assert blind["risk_area"] == pytest.approx(blind["risk_area_random"]) == pytest.approx(share)
+    assert blind["calibration_error"] == pytest.approx(share) and blind["rater_dice"] == 0
+    assert blind["energy_distance"] > 1.9
+
+
+def test_a_generator_s_states_stand_beside_diffused_references(trained):
+    run, denoiser = trained.run, experiment.Denoiser.load(trained.run)
+    weights = trained.place.weights("tdpm_0300") / "best.safetensors"
+    subjects = run.subjects("test")[:2]
+    table = experiment.state_statistics(run, weights, denoiser.diffusion, 3, subjects)
+    abar = float(denoiser.diffusion.schedule.abar(2))
+    diffused = table.loc["diffused"]
+    assert diffused["mean in lesions"] == pytest.approx(abar**0.5, abs=0.1)
+    assert diffused["deviation outside"] == pytest.approx((1 - abar) ** 0.5, rel=0.1)
+    assert diffused["deviation between draws"] == pytest.approx((1 - abar) ** 0.5, rel=0.1)
+    drawn = np.stack([experiment.draws(run, weights, subject, 2).values for subject in subjects])
+    inside = np.stack([run.volume(subject).brain & (run.volume(subject).mask == 0) for subject in subjects])
+    assert table.loc["drawn", "mean outside"] == pytest.approx(drawn[:, 0][inside].mean(), rel=1e-5)

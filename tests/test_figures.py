@@ -130,3 +130,53 @@ def test_the_same_figure_is_the_same_file(tmp_path):
 def test_no_torch_is_loaded():
     code = "import pdlib.figures, pdlib.metrics, pdlib.records, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_points_against_calls_are_the_means_given():
+    scores = pd.concat(
+        [
+            rows(name, values, metric, nfe=nfe)
+            for name, nfe, values in (("PD-DDPM", 16, [0.5, 0.7]), ("x0 jump", 6, [0.4, 0.6]))
+            for metric in ("dice", "lesion_f1")
+        ]
+    )
+    figure = figures.calls_figure(scores, metrics=["dice", "lesion_f1"], interval=INTERVAL)
+    first, second = (container.lines[0] for container in figure.axes[0].containers)
+    assert first.get_ydata()[0] == pytest.approx(0.6) and second.get_ydata()[0] == pytest.approx(0.5)
+    assert first.get_xdata()[0] == 16 and second.get_xdata()[0] == pytest.approx(6, rel=0.05)
+
+
+def test_ways_of_stepping_are_lines_and_single_chains_diamonds():
+    ways = {
+        "PD-DDPM, DDIM, 2 calls": 5,
+        "PD-DDPM, DDIM, 3 calls": 7,
+        "DDPM, DDIM, 3 calls": 6,
+        "PD-DDPM, every step": 61,
+    }
+    scores = pd.concat(
+        [
+            rows(name, [nfe / 100, nfe / 50], metric, nfe=nfe)
+            for name, nfe in ways.items()
+            for metric in ("dice", "lesion_f1", "uncertainty")
+        ]
+    )
+    lines = {one.get_label(): one for one in figures.solver_figure(scores).axes[0].lines}
+    assert set(lines) == {"PD-DDPM, DDIM", "DDPM, DDIM", "PD-DDPM, every step"}
+    np.testing.assert_allclose(lines["PD-DDPM, DDIM"].get_xydata(), [[5, 0.075], [7, 0.105]])
+    assert (
+        lines["PD-DDPM, DDIM"].get_color()
+        == lines["DDPM, DDIM"].get_color()
+        != lines["PD-DDPM, every step"].get_color()
+    )
+    assert lines["DDPM, DDIM"].get_linestyle() == "--" and lines["PD-DDPM, every step"].get_marker() == "D"
+
+
+def test_agreement_shows_mean_curves_and_the_raters_distance():
+    curves = pd.DataFrame(
+        {"subject": ["a", "a", "b", "b"], "coverage": [0.5, 1.0] * 2, "risk": [0.01, 0.04, 0.03, 0.06]}
+    ).assign(oracle=[0.0, 0.04, 0.0, 0.06], random=[0.04, 0.04, 0.06, 0.06])
+    scores = pd.concat([rows("ddpm", [0.2, 0.4], "energy_distance"), rows("unet", [np.nan] * 2, "energy_distance")])
+    left, right = figures.agreement_figure(curves, scores, interval=INTERVAL).axes
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [[0.5, 0.02], [1.0, 0.05]])
+    assert [text.get_text() for text in right.get_yticklabels()] == ["DDPM"]
+    assert right.containers[0].lines[0].get_xdata()[0] == pytest.approx(0.3)

@@ -21,6 +21,7 @@ from pdlib.training import (
     SliceBank,
     diffusion_objective,
     fit_network,
+    one_step_objective,
     read_weights,
     segmentation_objective,
 )
@@ -319,6 +320,27 @@ def test_every_index_below_t_max_is_trained_and_no_other():
     empty = torch.zeros(400, 2, 1, 1)
     objective(network, Batch(empty, empty[:, :1], 0, torch.Generator().manual_seed(0)))
     assert set(seen) == set(range(8))
+
+
+@pytest.mark.parametrize("mask_only", [False, True])
+def test_the_last_network_of_addpm_learns_the_mask_from_its_own_noise_level(mask_only):
+    rng = torch.Generator().manual_seed(2)
+    image, mask = torch.randn(5, 2, 6, 4, generator=rng), (torch.rand(5, 1, 6, 4, generator=rng) < 0.3).float()
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return x[:, -1:]
+
+    objective = one_step_objective(diffusion("eps"), 250, mask_only, nn.functional.mse_loss)
+    loss = objective(network, Batch(image, mask, 0, torch.Generator().manual_seed(7)))["train_loss"]
+    eps = torch.randn(5, 1, 6, 4, generator=torch.Generator().manual_seed(7)).double().numpy()
+    abar = cosine_abar(np.full(1, 250)).item()  # paper time 250: index 249
+    x_t = np.sqrt(abar) * mask.double().numpy() + np.sqrt(1 - abar) * eps
+    assert abar == pytest.approx(0.84701216, abs=1e-8)
+    np.testing.assert_allclose(seen[0][:, -1:], x_t, atol=1e-5)
+    assert seen[0].shape[1] == (1 if mask_only else 3) and (mask_only or torch.equal(seen[0][:, :2], image))
+    assert loss.item() == pytest.approx(np.mean((x_t - mask.double().numpy()) ** 2), rel=1e-4)
 
 
 def test_bad_weights_files_are_named(tmp_path):
