@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from pdlib.stats import mean_interval
+from pdlib.stats import holm, mean_interval, paired_comparison
 
 TABLES = (
     "table1_scores",
@@ -27,81 +27,87 @@ def solver_row(calls: int) -> str:
 def ledger(
     tables: Mapping[str, pd.DataFrame], *, presegmenter: str, few_calls: int, margin: float, interval: Mapping
 ) -> pd.DataFrame:
-    """A row for each claim: number, claim, estimate (with _low, _high, _undefined), n, verdict, shown (where to look).
+    """A row for each claim: number, claim, estimate (with _low, _high, _undefined), corrected_p, n, verdict, shown.
 
     tables: rows of `records.COLUMNS` by the name of their file, one of TABLES each. An estimate is a mean paired
-    difference over the test subjects, of Dice if the claim does not name another score; its interval is not corrected
-    for the number of claims. A claim of more holds where the interval lies above 0, one of "not worse" where it lies
-    above -margin; it does not hold where the whole interval lies on the other side; else it is undecided.
+    difference over the test subjects, of Dice if the claim does not name another score, with its bootstrap interval. A
+    claim of more is held against 0, one of "not worse" against -margin: it holds where the whole interval lies above
+    that bound and so does Wilcoxon's test after Holm's correction over the ledger, does not hold where both lie below
+    it, and is undecided otherwise, as is "not worse" where no calls were saved.
     """
-    dice = {name: _by_subject(rows, "dice") for name, rows in tables.items()}
-    table1, presegs, sizes = dice["table1_scores"], dice["preseg_scores"], _sizes(tables["ensemble_scores"])
+    score = {name: _by_subject(rows, "dice") for name, rows in tables.items()}
+    table1, presegs, calls = score["table1_scores"], score["preseg_scores"], _calls(tables["table1_scores"])
+    stepped, spent = score["fewer_calls_scores"], _calls(tables["fewer_calls_scores"])
     curve, spread = (_curve(tables["t_prime_scores"], metric, "test") for metric in ("dice", "uncertainty"))
-    chosen = int(_curve(tables["t_prime_scores"], "dice", "validation").mean().idxmax())
-    first, middle, last = min(spread), min(spread, key=lambda t_prime: abs(t_prime - max(spread) / 2)), max(spread)
+    validated = _curve(tables["t_prime_scores"], "dice", "validation").mean()
+    chosen, first, last = int(validated.idxmax()), min(spread), max(spread)
+    middle = min(spread, key=lambda t_prime: abs(t_prime - last / 2))
+    sizes, drawn = _sizes(tables["ensemble_scores"], "mean"), _sizes(tables["ensemble_scores"], "std")
+    one, most = min(sizes), max(sizes)
     begun = presegs[f"{CHAIN} from best"]
     others = presegs[[name for name in presegs if name.startswith(f"{CHAIN} from step")]].mean(axis=1, skipna=False)
-    agreed = {metric: _by_subject(tables["agreement_scores"], metric) for metric in AGREEMENT}
-    area, random, distance = (agreed[metric] for metric in AGREEMENT)
-    few, all_calls = (_by_subject(tables["fewer_calls_scores"], "dice")[name] for name in (solver_row(few_calls), ALL))
-    higher, not_worse = 0.0, -margin
-    rows = [
-        ("C1", "PD-DDPM is not worse than DDPM", not_worse, table1[CHAIN] - table1["ddpm"], "Table 1"),
-        ("C2", "PD-DDPM beats its pre-segmenter", higher, table1[CHAIN] - table1[presegmenter], "Table 1"),
-        ("C2b", "PD-DDPM beats an ensemble of it", higher, table1[CHAIN] - table1["deep_ensemble"], "Table 1"),
-        ("C3", "PD-DDPM beats TDPM", higher, table1[CHAIN] - table1["tdpm"], "Table 1"),
-        ("C3", "PD-DDPM beats ES-DDPM", higher, table1[CHAIN] - table1["es_ddpm"], "Table 1"),
+    area, random, distance = (_by_subject(tables["agreement_scores"], metric) for metric in AGREEMENT)
+    few = solver_row(few_calls)
+
+    def part(t_prime: int) -> str:
+        return f"T'/T = {t_prime / last:g}"
+
+    def cost(a: float, b: float) -> str:
+        return f" ({a:g} against {b:g} calls)"
+
+    higher = [
+        ("C2", "PD-DDPM beats its pre-segmenter", table1[CHAIN] - table1[presegmenter], "Table 1"),
+        ("C2b", "PD-DDPM beats an ensemble of it", table1[CHAIN] - table1["deep_ensemble"], "Table 1"),
+        ("C3", "PD-DDPM beats TDPM", table1[CHAIN] - table1["tdpm"], "Table 1"),
+        ("C3", "PD-DDPM beats ES-DDPM", table1[CHAIN] - table1["es_ddpm"], "Table 1"),
         *(
-            ("C4", f"T' = {chosen}, best on validation, beats T' = {end}", higher, curve[chosen] - curve[end], "Fig. 3")
-            for end in (min(curve), max(curve))
+            ("C4", f"{part(chosen)}, best on validation, beats {part(end)}", curve[chosen] - curve[end], "Fig. 3")
+            for end in (first, last)
         ),
-        ("C5", f"uncertainty grows from T' = {first} to {middle}", higher, spread[middle] - spread[first], "Fig. 3"),
+        ("C5", f"uncertainty grows from {part(first)} to {part(middle)}", spread[middle] - spread[first], "Fig. 3"),
         (
             "C5",
-            f"uncertainty grows less from T' = {middle} to {last}",
-            higher,
+            f"and grows less from there to {part(last)}",
             2 * spread[middle] - spread[first] - spread[last],
             "Fig. 3",
         ),
-        (
-            "C6",
-            f"{max(sizes)} members beat {min(sizes)}",
-            higher,
-            sizes[max(sizes)] - sizes[min(sizes)],
-            "Fig. 4",
-        ),
-        ("C7", "the best start beats weaker ones, on average", higher, begun - others, "Table 2"),
-        ("C7", "an empty start loses to the best", higher, begun - presegs[f"{CHAIN} from empty"], "Table 2"),
-        ("C8", "ADDPM is not worse than PD-DDPM", not_worse, table1["addpm"] - table1[CHAIN], "Table 1"),
-        (
-            "C9",
-            f"{few_calls} calls of a solver are not worse than every step from T'",
-            not_worse,
-            few - all_calls,
-            "Fewer calls",
-        ),
+        ("C6", f"{most} members beat {one}", sizes[most] - sizes[one], "Fig. 4"),
+        ("C6", f"{most} members scatter less than {one}", drawn[one] - drawn[most], "Fig. 4"),
+        ("C7", "the best start beats weaker ones, on average", begun - others, "Table 2"),
+        ("C7", "an empty start loses to the best", begun - presegs[f"{CHAIN} from empty"], "Table 2"),
         (
             "C10",
             "uncertainty ranks the errors: area under the risk, random less ours",
-            higher,
             random[CHAIN] - area[CHAIN],
             "Agreement",
         ),
         (
             "C10",
-            "members are nearer to the raters than the pre-segmenter: energy distance, its less ours",
-            higher,
-            distance[presegmenter] - distance[CHAIN],
+            "members are nearer to the raters than an ensemble of seeds: energy distance, its less ours",
+            distance["deep_ensemble"] - distance[CHAIN],
             "Agreement",
         ),
-        ("control", "PD-DDPM beats the x0 jump", higher, table1[CHAIN] - table1["x0_jump"], "Table 1"),
+        ("control", "PD-DDPM beats the x0 jump", table1[CHAIN] - table1["x0_jump"], "Table 1"),
     ]
+    cheaper = [
+        ("C1", "PD-DDPM is not worse than DDPM", table1, calls, CHAIN, "ddpm", "Table 1"),
+        ("C8", "ADDPM is not worse than PD-DDPM", table1, calls, "addpm", CHAIN, "Table 1"),
+        ("C9", "a solver is not worse than every step from T'", stepped, spent, few, ALL, "Fewer calls"),
+    ]
+    rows = [(number, claim, 0.0, True, difference, shown) for number, claim, difference, shown in higher]
+    rows += [
+        (number, claim + cost(nfe[a], nfe[b]), -margin, nfe[a] < nfe[b], dice[a] - dice[b], shown)
+        for number, claim, dice, nfe, a, b, shown in cheaper
+    ]
+    rows.sort(key=lambda row: (row[0] == "control", int("".join(filter(str.isdigit, row[0])) or 0)))
+    means = [mean_interval(difference, **interval) for *_, difference, _ in rows]
+    tests = [paired_comparison(d - bound, 0 * d, **interval)["p_value"] for _, _, bound, _, d, _ in rows]
     found = []
-    for number, claim, bound, difference, shown in rows:
-        mean = mean_interval(difference, **interval)
+    for (number, claim, bound, saved, _, shown), mean, p_value in zip(rows, means, holm(tests), strict=True):
+        clear = saved and p_value < 1 - interval["confidence"]
+        verdict = _verdict(mean["low"], mean["high"], bound) if clear else "undecided"
         parts = {"estimate": mean["mean"]} | {f"estimate_{key}": mean[key] for key in ("low", "high")}
-        parts |= {"estimate_undefined": mean["n_undefined"], "n": mean["n"]}
-        verdict = _verdict(mean["low"], mean["high"], bound)
+        parts |= {"estimate_undefined": mean["n_undefined"], "corrected_p": p_value, "n": mean["n"]}
         found.append({"number": number, "claim": claim, **parts, "verdict": verdict, "shown": shown})
     return pd.DataFrame(found)
 
@@ -110,16 +116,21 @@ def _verdict(low: float, high: float, bound: float) -> str:
     return "holds" if low > bound else "does not hold" if high < bound else "undecided"
 
 
+def _calls(scores: pd.DataFrame) -> pd.Series:
+    """Network calls of each method."""
+    return scores.groupby("method").nfe.mean().astype(float)
+
+
 def _by_subject(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Scores of the test subjects (rows) by method (columns)."""
     rows = scores[(scores.metric == metric) & (scores.split == "test")]
     return rows.pivot_table(index="subject", columns="method", values="value", dropna=False)
 
 
-def _sizes(scores: pd.DataFrame) -> pd.DataFrame:
-    """Dice of the test subjects (rows) by ensemble size (columns), the mean over random ensembles."""
+def _sizes(scores: pd.DataFrame, over_draws: str) -> pd.DataFrame:
+    """Dice of the test subjects (rows) by ensemble size (columns): mean or std over the random ensembles."""
     rows = scores[(scores.metric == "dice") & (scores.split == "test")]
-    return rows.pivot_table(index="subject", columns="ensemble_size", values="value", dropna=False)
+    return rows.pivot_table(index="subject", columns="ensemble_size", values="value", aggfunc=over_draws, dropna=False)
 
 
 def _curve(scores: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:

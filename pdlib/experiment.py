@@ -322,11 +322,13 @@ def chain_members(
     """
     if chain.t_prime > denoiser.t_max:
         raise ValueError(f"T' = {chain.t_prime} exceeds the {denoiser.t_max} steps that the denoiser was trained on")
+    last = None if one_step is None else inference.load_one_step(one_step, run.device)
+    if last is not None and last.t_stop != chain.t_stop:
+        raise ValueError(f"{one_step}: trained for t_stop = {last.t_stop}, and the chain stops at {chain.t_stop}")
     name = f"{chain.start}_{chain.finish}_{chain.step}_{chain.t_prime:04d}_{chain.t_stop:04d}_{len(chain.indices)}"
     place = run.place.samples("empty" if source is None else f"{source.parent.name}-{source.stem}", name)
     digests = {key: path and _digest(path) for key, path in (("source", source), ("one_step", one_step))}
     recipe = _recipe(run, chain=asdict(chain), denoiser=denoiser.digest, seed=run.seed, **digests)
-    last = None if one_step is None else inference.load_one_step(one_step, run.device)
 
     def draw(member: int) -> Timed:
         begun = starts(run, source, subject, member + 1).values[-1:]

@@ -333,6 +333,9 @@ def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Ma
         reach = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
         right.errorbar(mean["mean"], place, xerr=reach, fmt="o", color="C0", capsize=2, elinewidth=0.8)
     methods = list(found.method.unique())
+    if not methods:
+        right.set_axis_off()
+        return figure
     right.set_yticks(range(len(methods)), [display_name(method) for method in methods])
     right.set(xlabel="Energy distance to the raters", ylim=(len(methods) - 0.5, -0.5))
     return figure

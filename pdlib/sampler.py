@@ -135,13 +135,13 @@ def reverse_chain(
     Returns:
         [N, C, H, W]; a clean mask is in the codec's range.
     """
-    before = None
+    before, noisy = None, step == "ddpm" or (step == "ddim" and eta > 0)
     for t, t_prev in zip(indices, [*indices[1:], t_stop - 1][: len(indices)], strict=True):
         output = denoise(torch.cat([image, x_t], dim=1), torch.full((len(x_t),), t, device=x_t.device))
         x_start = ops.predict_x_start(
             diffusion.prediction, output.float(), x_t, t, diffusion.schedule, diffusion.codec.clamp
         )
-        fresh = noise.normal(streams, t, *x_t.shape[1:])
+        fresh = noise.normal(streams, t, *x_t.shape[1:]) if noisy and t_prev >= 0 else torch.zeros_like(x_t)
         if step == "ddpm":
             x_t = ops.p_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule)
         elif step == "ddim":

@@ -34,10 +34,18 @@ NAMES = {
     "number": "Claim",
     "claim": "What is claimed",
     "estimate": "Difference",
+    "corrected_p": "p (Holm)",
     "verdict": "Verdict",
     "shown": "Shown in",
 }
-FORMATS = {"n": "g", "nfe": ".10g", "seconds": ".1f", "uncertainty": ".1e", "estimate": "+.3g"}  # else .3f
+FORMATS = {
+    "n": "g",
+    "nfe": ".10g",
+    "seconds": ".1f",
+    "uncertainty": ".1e",
+    "estimate": "+.3g",
+    "corrected_p": ".2g",
+}  # else .3f
 
 
 def display_name(key: str) -> str:

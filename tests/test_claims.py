@@ -12,8 +12,9 @@ BASE = np.linspace(0.5, 0.8, 12)
 NOISE = np.random.default_rng(0).normal(0, 0.004, 12)
 
 
-def results(**gains):
+def results(addpm_calls=8, **gains):
     """Scores in which each row lies that far above 0.5 to 0.8; 0.02 below where it is not named."""
+    calls = {"ddpm": 45, "addpm": addpm_calls}
 
     def at(name):
         return BASE + gains.get(name, -0.02) + NOISE * (name != "pd_ddpm")
@@ -42,15 +43,15 @@ def results(**gains):
         rows(name, values * (1 + NOISE), metric)
         for name, found in {
             "pd_ddpm": {"risk_area": 1e-3, "risk_area_random": 4e-3, "energy_distance": 0.3},
-            "attention_unet": {"risk_area": 4e-3, "risk_area_random": 4e-3, "energy_distance": 0.4},
+            "deep_ensemble": {"risk_area": 4e-3, "risk_area_random": 4e-3, "energy_distance": 0.4},
         }.items()
         for metric, values in found.items()
     ]
-    fewer = [rows(ALL, BASE), rows(solver_row(10), BASE + NOISE - 0.03)]
+    fewer = [rows(ALL, BASE, nfe=61), rows(solver_row(10), BASE + NOISE - 0.03, nfe=21)]
     return {
         "agreement_scores": pd.concat(agreed),
         "fewer_calls_scores": pd.concat(fewer),
-        "table1_scores": pd.concat([rows(name, at(name)) for name in names]),
+        "table1_scores": pd.concat([rows(name, at(name), nfe=calls.get(name, 16)) for name in names]),
         "t_prime_scores": pd.concat(sweep),
         "ensemble_scores": pd.concat(members),
         "preseg_scores": pd.concat(begun),
@@ -71,7 +72,7 @@ def test_differences_are_the_ones_named():
     assert found["C3"] == pytest.approx([-0.03 - shift, 0.02 - shift]) and found["C8"] == pytest.approx([-0.1 + shift])
     assert found["C4"] == pytest.approx([0.01, 0.03])
     assert found["C5"] == pytest.approx([(9e-5 - 1e-5) * (1 + shift), (2 * 9e-5 - 1e-5 - 1e-4) * (1 + shift)])
-    assert found["C6"] == pytest.approx([0.03]) and found["C7"] == pytest.approx([0.0375, 0.15])
+    assert found["C6"] == pytest.approx([0.03, 0]) and found["C7"] == pytest.approx([0.0375, 0.15])
     assert found["C9"] == pytest.approx([-0.03 + shift])
     assert found["C10"] == pytest.approx([3e-3 * (1 + shift), 0.1 * (1 + shift)])
 
@@ -87,7 +88,24 @@ def test_verdicts_follow_the_interval():
     assert read(addpm=-0.05).verdict["C8"].tolist() == ["does not hold"]
 
 
+def test_not_worse_without_fewer_calls_proves_nothing():
+    cheap, dear = read(addpm=0.05), read(addpm=0.05, addpm_calls=16)
+    assert cheap.verdict["C8"].tolist() == ["holds"] and dear.verdict["C8"].tolist() == ["undecided"]
+    assert dear.loc["C8"].index[0].endswith("(16 against 16 calls)")
+
+
+def test_an_interval_alone_decides_nothing():
+    """Six subjects that agree: the interval is clear of zero, and Wilcoxon's smallest p for six is 1/32."""
+    few = {
+        name: scores[scores.subject.isin([f"Utrecht/{i}" for i in range(6)])]
+        for name, scores in results(pd_ddpm=0).items()
+    }
+    found = ledger(few, presegmenter="attention_unet", few_calls=10, margin=0.01, interval=INTERVAL)
+    assert (found[found.number == "C2"].estimate_low > 0).all()
+    assert (found.corrected_p >= 1 / 32).all() and set(found.verdict) == {"undecided"}
+
+
 def test_the_validation_fold_chooses_and_the_test_fold_is_shown():
     found = read().reset_index()
-    assert found[found.number == "C4"].claim.str.contains("T' = 30, best on validation").all()
+    assert found[found.number == "C4"].claim.str.contains("T'/T = 0.3, best on validation").all()
     assert (found.n == 12).all()
