@@ -175,12 +175,14 @@ POINTS = [done(f"05_sweep_t_prime.{t_prime}") for t_prime in T_PRIMES]
 rule truncate_both_ends:
     input:
         notebook("08_truncate_both_ends"),
+        str(CONFIGS / "phantom_fundus.yaml"),
         DENOISER,
         done(f"02_train_segmenters.{PRESEGMENTER}_0"),
     output:
         touch(done("08_truncate_both_ends")),
         both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
         str(PLACE.results / "truncation_scores.csv"),
+        str(PLACE.results / "fundus_scores.csv"),
     log:
         executed("08_truncate_both_ends"),
     params:

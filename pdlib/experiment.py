@@ -229,9 +229,9 @@ def draws(run: Run, weights: Path, subject: str, count: int, on_batch: OnBatch =
 
     A segmenter's are lesion probabilities, a generator's states of the chain. Cached beside the samples.
     """
-    network, digest = _network(weights, run.device), _digest(weights)
+    network = _network(weights, run.device)
     path = run.place.presegs(f"{weights.parent.name}-{weights.stem}") / _file_name(subject)
-    recipe = _recipe(run, weights=digest, seed=run.seed if network.stochastic else None)
+    recipe = _recipe(run, weights=digest(weights), seed=run.seed if network.stochastic else None)
     draw = partial(draw_once, run, network, subject, on_batch=on_batch)
     return _first_members(path, recipe, count if network.stochastic else 1, draw)
 
@@ -279,7 +279,12 @@ def state_statistics(run: Run, weights: Path, diffusion: Diffusion, t_prime: int
 
 
 def _network(weights: Path, device: torch.device) -> nn.Module:
-    return _load_network(weights, _digest(weights), device)
+    return _load_network(weights, digest(weights), device)
+
+
+@lru_cache(maxsize=4)
+def _one_step(weights: Path, digest: str, device: torch.device) -> OneStep:
+    return inference.load_one_step(weights, device)
 
 
 @lru_cache(maxsize=16)
@@ -302,7 +307,7 @@ class Denoiser:
         """The best weights of the training called name."""
         path = run.place.weights(name) / "best.safetensors"
         network, card = inference.load_denoiser(path, run.device)
-        return cls(network, inference.build_diffusion(**card["diffusion"]), card["t_max"], _digest(path))
+        return cls(network, inference.build_diffusion(**card["diffusion"]), card["t_max"], digest(path))
 
 
 def chain_members(
@@ -322,13 +327,14 @@ def chain_members(
     """
     if chain.t_prime > denoiser.t_max:
         raise ValueError(f"T' = {chain.t_prime} exceeds the {denoiser.t_max} steps that the denoiser was trained on")
-    last = None if one_step is None else inference.load_one_step(one_step, run.device)
+    last = None if one_step is None else _one_step(one_step, digest(one_step), run.device)
     if last is not None and last.t_stop != chain.t_stop:
         raise ValueError(f"{one_step}: trained for t_stop = {last.t_stop}, and the chain stops at {chain.t_stop}")
-    name = f"{chain.start}_{chain.finish}_{chain.step}_{chain.t_prime:04d}_{chain.t_stop:04d}_{len(chain.indices)}"
-    place = run.place.samples("empty" if source is None else f"{source.parent.name}-{source.stem}", name)
-    digests = {key: path and _digest(path) for key, path in (("source", source), ("one_step", one_step))}
+    digests = {key: path and digest(path) for key, path in (("source", source), ("one_step", one_step))}
     recipe = _recipe(run, chain=asdict(chain), denoiser=denoiser.digest, seed=run.seed, **digests)
+    name = f"{chain.start}_{chain.finish}_{chain.step}_{chain.t_prime:04d}_{chain.t_stop:04d}_{len(chain.indices)}"
+    kind = hashlib.sha256(f"{chain} {one_step and one_step.parent.name}".encode()).hexdigest()[:8]
+    place = run.place.samples("empty" if source is None else f"{source.parent.name}-{source.stem}", f"{name}_{kind}")
 
     def draw(member: int) -> Timed:
         begun = starts(run, source, subject, member + 1).values[-1:]
@@ -542,7 +548,8 @@ def _recipe(run: Run, **parts) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file: what a cache or a card remembers of the weights it stands on."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -186,6 +186,31 @@ def test_nothing_is_computed_twice_until_something_changes(trained, calls):
     assert calls.since() == each * (1 + 2 * 4)
 
 
+def test_chains_and_last_networks_do_not_evict_each_other(trained, calls):
+    run, denoiser, subject = trained.run, experiment.Denoiser.load(trained.run), trained.run.subjects("test")[0]
+    stopped = {"t_prime": 3, "finish": "one_step", "t_stop": 2}
+    kinds = [(trained.chain(step="ddim", eta=eta), None) for eta in (0.0, 1.0)]
+    kinds += [
+        (trained.chain(**stopped), trained.place.weights(f"one_step_0200{name}") / "best.safetensors")
+        for name in ("", "_mask")
+    ]
+
+    def members():
+        return [
+            experiment.chain_members(run, denoiser, chain, trained.preseg, subject, 1, one_step=last).values
+            for chain, last in kinds
+        ]
+
+    first = members()
+    calls.since()
+    for one, again in zip(first, members(), strict=True):
+        np.testing.assert_array_equal(one, again)
+    assert calls.since() == 0
+    with pytest.raises(ValueError, match="trained for t_stop = 2, and the chain stops at 1"):
+        wrong = trained.chain(**stopped | {"t_stop": 1})
+        experiment.chain_members(run, denoiser, wrong, trained.preseg, subject, 1, one_step=kinds[2][1])
+
+
 def test_other_data_under_the_same_names_are_read_anew(trained, calls):
     run, subject = trained.run, trained.run.subjects("test")[0]
     experiment.draws(run, trained.preseg, subject, 1)
