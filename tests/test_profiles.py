@@ -96,6 +96,9 @@ def test_profile_agrees_with_itself(profile):
     chains = [found["03_train_ddpm"]["sampling"], *(one for one in found.values() if "stride" in one)]
     assert {one["presegmenter"] for one in found.values() if "presegmenter" in one} <= set(architectures)
     assert found["04_compare_methods"]["t_prime_candidates"] == found["03_train_ddpm"]["tdpm"]["t_primes"]
+    assert found["11_claims"]["few_calls"] == found["10_fewer_calls"]["few_calls"] in found["10_fewer_calls"]["calls"]
+    assert found["06_ensemble_size"]["agreement_size"] == found["04_compare_methods"]["ensemble_size"]
+    assert found["06_ensemble_size"]["deep_ensemble_seeds"] == found["04_compare_methods"]["deep_ensemble_seeds"]
     assert found["04_compare_methods"]["t_stop"] in found["08_truncate_both_ends"]["t_stops"]
     trained = {name for name in METHODS if name in SEGMENTERS}
     assert trained & set(found["04_compare_methods"]["methods"]) <= set(architectures)
