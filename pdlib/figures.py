@@ -326,7 +326,7 @@ def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Ma
         left.plot(means.index, means[name], style, color=f"C{colour}", label=label)
     left.set(xlabel="Coverage, share of the brain's voxels", yscale="log", ylim=(means["random"].max() / 100, None))
     _scaled_axis(left, "Risk, share of errors")
-    left.legend(loc="center left")
+    left.legend(loc="lower left")
     found = scores[(scores.metric == "energy_distance") & scores.value.notna()]
     for place, (_, rows) in enumerate(found.groupby("method", sort=False)):
         mean = mean_interval(subject_values(rows), **interval)

@@ -29,12 +29,13 @@ def test_committed_tables_follow_from_the_committed_scores():
     scores = {name: records.read_table(COMMITTED.results / f"{name}.csv") for name in TABLES}
     settings = {name: load_profile("cpu")["11_claims"][name] for name in ("presegmenter", "few_calls", "margin")}
     kept = pd.read_csv(COMMITTED.figures / "claims.csv")
-    pd.testing.assert_frame_equal(ledger(scores, **settings, interval=interval), kept, rtol=1e-5, check_dtype=False)
+    again = ledger(scores, **settings, interval=interval)
+    pd.testing.assert_frame_equal(again, kept, rtol=1e-4, atol=2e-6, check_dtype=False)  # both round to six digits
     table = pd.read_csv(COMMITTED.figures / "table1.csv")
     metrics = ["dice", "hd95_voxel", "hd95_mm", "jaccard", "lesion_f1", "uncertainty"]
     how = {"methods": profile["methods"], "baseline": "pd_ddpm", "metrics": metrics, "interval": interval}
     again = tables.table1(scores["table1_scores"], **how)
-    pd.testing.assert_frame_equal(again, table, rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(again, table, rtol=1e-4, atol=2e-5, check_dtype=False)
 
 
 def test_a_readme_without_the_block_is_refused(tmp_path):
