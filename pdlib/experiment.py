@@ -303,9 +303,9 @@ class Denoiser:
     digest: str
 
     @classmethod
-    def load(cls, run: Run, name: str = "denoiser") -> "Denoiser":
-        """The best weights of the training called name."""
-        path = run.place.weights(name) / "best.safetensors"
+    def load(cls, run: Run) -> "Denoiser":
+        """The best denoiser of a run."""
+        path = run.place.weights("denoiser") / "best.safetensors"
         network, card = inference.load_denoiser(path, run.device)
         return cls(network, inference.build_diffusion(**card["diffusion"]), card["t_max"], digest(path))
 
@@ -381,19 +381,21 @@ def members_rows(
             "relative_uncertainty": metrics.relative_uncertainty(ensemble.variance, volume.brain, volume.mask),
             "entropy": metrics.predictive_entropy(ensemble.mean, volume.brain),
         }
-    return records.score_rows(
-        scores,
-        method=method,
-        fold=run.fold,
-        seed=run.seed,
-        subject=subject,
-        site=run.site(subject),
-        split=split,
-        nfe=nfe,
-        seconds=seconds,
-        t_prime=t_prime,
-        ensemble_size=len(members),
-    )
+    about = {"method": method, "split": split, "nfe": nfe, "seconds": seconds, "t_prime": t_prime}
+    return _score_rows(run, scores, members, subject, **about)
+
+
+def _score_rows(run: Run, scores: dict[str, float], members: np.ndarray, subject: str, **about) -> pd.DataFrame:
+    where = {"fold": run.fold, "seed": run.seed, "subject": subject, "site": run.site(subject)}
+    return records.score_rows(scores, **where, ensemble_size=len(members), **about)
+
+
+def _errors(run: Run, members: np.ndarray, subject: str) -> tuple[inference.Ensemble, np.ndarray, np.ndarray]:
+    """The ensemble of members [E, Z, Y, X], the brain's voxels that count (not label 2), and the errors in them."""
+    volume = run.volume(subject)
+    ensemble = inference.combine(members, threshold=run.threshold, vote=run.vote)
+    inside = volume.brain & ~volume.ignore
+    return ensemble, inside, (ensemble.mask != (volume.mask == 1))[inside]
 
 
 def risk_curve(run: Run, members: np.ndarray, subject: str, coverages: np.ndarray) -> pd.DataFrame:
@@ -401,10 +403,7 @@ def risk_curve(run: Run, members: np.ndarray, subject: str, coverages: np.ndarra
 
     Columns: coverage, risk, oracle, random (see `agreement.risk_coverage`), subject.
     """
-    volume = run.volume(subject)
-    ensemble = inference.combine(members, threshold=run.threshold, vote=run.vote)
-    inside = volume.brain & ~volume.ignore
-    error = (ensemble.mask != (volume.mask == 1))[inside]
+    ensemble, inside, error = _errors(run, members, subject)
     return agreement.risk_coverage(error, ensemble.variance[inside], coverages).assign(subject=subject)
 
 
@@ -416,33 +415,20 @@ def agreement_rows(
     oracle and of no order at all, and the calibration error of the mean, in `bins` bins. Label 2 is left out.
     """
     volume = run.volume(subject)
-    ensemble = inference.combine(members, threshold=run.threshold, vote=run.vote)
-    counted = ~volume.ignore
-    inside, truth = volume.brain & counted, volume.mask == 1
-    error = (ensemble.mask != truth)[inside]
+    ensemble, inside, error = _errors(run, members, subject)
+    counted, truth = ~volume.ignore, volume.mask == 1
     areas = agreement.area_under_risk_coverage(error, ensemble.variance[inside])
     scores = {f"risk_area{'' if key == 'risk' else '_' + key}": value for key, value in areas.items()}
     scores["calibration_error"] = agreement.expected_calibration_error(ensemble.mean[inside], truth[inside], bins)
-    raters = np.array([(labels == 1)[counted] for labels in run.raters(subject).values()])
+    raters = np.array([(drawn == 1)[counted] for drawn in run.raters(subject).values()])
     votes = (members >= run.threshold)[:, counted]
     for key, score in (
         ("energy_distance", agreement.generalised_energy_distance),
         ("rater_dice", agreement.sample_rater_dice),
     ):
         scores[key] = score(votes, raters) if len(raters) else np.nan
-    return records.score_rows(
-        scores,
-        method=method,
-        fold=run.fold,
-        seed=run.seed,
-        subject=subject,
-        site=run.site(subject),
-        split=split,
-        nfe=pd.NA,
-        seconds=np.nan,
-        t_prime=t_prime,
-        ensemble_size=len(members),
-    )
+    about = {"method": method, "split": split, "nfe": pd.NA, "seconds": np.nan, "t_prime": t_prime}
+    return _score_rows(run, scores, members, subject, **about)
 
 
 def segmenter_rows(
