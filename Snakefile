@@ -21,6 +21,7 @@ COMPARED = SETTINGS["04_compare_methods"]
 NEEDED = jobs(COMPARED["methods"], presegmenter=PRESEGMENTER, deep_ensemble_seeds=COMPARED["deep_ensemble_seeds"])
 TDPM_T_PRIMES = SETTINGS["03_train_ddpm"]["tdpm"]["t_primes"]
 T_PRIMES = SETTINGS["05_sweep_t_prime"]["t_primes"]
+SOLVED = SETTINGS["10_fewer_calls"]["starts"]
 
 if config.get("data") and not os.path.isdir(config["data"]):
     raise WorkflowError(f"DATA={config['data']}: no such folder")
@@ -65,7 +66,14 @@ DENOISER = done("03_train_ddpm")
 TRAINED = [done(job) for job in NEEDED]
 COMPARED_JOBS = [
     done(job)
-    for job in ("04_compare_methods", "05_sweep_t_prime", "06_ensemble_size", "07_preseg_accuracy", "10_fewer_calls")
+    for job in (
+        "04_compare_methods",
+        "05_sweep_t_prime",
+        "06_ensemble_size",
+        "07_preseg_accuracy",
+        "08_truncate_both_ends",
+        "10_fewer_calls",
+    )
 ]
 
 
@@ -147,6 +155,26 @@ rule train_denoiser:
         RUN
 
 
+rule train_wolleb2021:
+    input:
+        notebook("12_wolleb2021"),
+        PREPARED,
+    output:
+        touch(done("12_wolleb2021")),
+        training_table("wolleb2021"),
+    log:
+        executed("12_wolleb2021"),
+    params:
+        name="12_wolleb2021",
+        parameters=settings("12_wolleb2021"),
+    threads: THREADS
+    priority: 90
+    resources:
+        gpu=SETTINGS["gpus_per_job"],
+    shell:
+        RUN
+
+
 rule sample_t_prime:
     input:
         notebook("05_sweep_t_prime"),
@@ -196,11 +224,36 @@ rule truncate_both_ends:
         RUN
 
 
+def networks_of(methods):
+    """Marks of the trainings that rows of Table 1 begin with and sample by."""
+    return [done(job) for job in jobs(methods, presegmenter=PRESEGMENTER, deep_ensemble_seeds=[])]
+
+
+rule sample_fewer_calls:
+    input:
+        notebook("10_fewer_calls"),
+        lambda wildcards: networks_of([wildcards.start]),
+    output:
+        touch(done("10_fewer_calls.{start}")),
+    wildcard_constraints:
+        start="|".join(SOLVED),
+    log:
+        executed("10_fewer_calls.{start}"),
+    params:
+        name="10_fewer_calls",
+        parameters=lambda wildcards: settings("10_fewer_calls", starts=[wildcards.start]),
+    threads: THREADS
+    priority: 50
+    resources:
+        gpu=SETTINGS["gpus_per_job"],
+    shell:
+        RUN
+
+
 rule fewer_calls:
     input:
         notebook("10_fewer_calls"),
-        DENOISER,
-        done(f"02_train_segmenters.{PRESEGMENTER}_0"),
+        [done(f"10_fewer_calls.{start}") for start in SOLVED],
     output:
         touch(done("10_fewer_calls")),
         both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
@@ -211,7 +264,6 @@ rule fewer_calls:
         name="10_fewer_calls",
         parameters=settings("10_fewer_calls"),
     threads: THREADS
-    priority: 60
     resources:
         gpu=SETTINGS["gpus_per_job"],
     shell:

@@ -39,7 +39,7 @@ class Plan:
     def chain(self, method: Method, t_prime: int, steps: int) -> Chain:
         """The chain of a row; t_prime is the paper's, and means nothing to a row that starts from pure noise."""
         count = steps if method.start == "gaussian" else scale_t_prime(t_prime, self.paper_steps, steps)
-        how = (count, self.stride, self.step, self.eta, self.convention)
+        how = (count, self.stride, method.step or self.step, self.eta, self.convention)
         stop = scale_t_prime(self.t_stop, self.paper_steps, steps) if method.finish == "one_step" else 0
         return Chain(method.start, method.finish, *how, stop)
 
@@ -62,9 +62,7 @@ def best(run: Run, training: str) -> Path:
     return run.place.weights(training) / "best.safetensors"
 
 
-def method_rows(
-    run: Run, denoiser: Denoiser, name: str, *, plan: Plan, t_prime: int, split: str, on_batch: OnBatch
-) -> pd.DataFrame:
+def method_rows(run: Run, name: str, *, plan: Plan, t_prime: int, split: str, on_batch: OnBatch) -> pd.DataFrame:
     """Scores of one row (a key of `methods.METHODS`) for every subject of a split; t_prime is the paper's.
 
     ValueError for a name that is no row.
@@ -74,19 +72,17 @@ def method_rows(
     common = {"method": name, "split": split, "ensemble_size": plan.size(method), "on_batch": on_batch}
     if method.start is None:
         return segmenter_rows(run, sources, **common)
-    chain, last = _chain(run, denoiser, method, plan, t_prime)
+    denoiser, chain, last = _chain(run, method, plan, t_prime)
     return chain_rows(run, denoiser, chain, *(sources or [None]), one_step=last, **common)
 
 
-def method_members(
-    run: Run, denoiser: Denoiser, name: str, *, plan: Plan, t_prime: int, subject: str, on_batch: OnBatch
-) -> np.ndarray:
+def method_members(run: Run, name: str, *, plan: Plan, t_prime: int, subject: str, on_batch: OnBatch) -> np.ndarray:
     """The members that one row of Table 1 has for a subject, [E, Z, Y, X] in 0..1; arguments as in `method_rows`."""
     method = _method(name)
     sources, size = plan.sources(run, method, t_prime), plan.size(method)
     if method.start is None:
         return np.concatenate([draws(run, path, subject, size, on_batch).values for path in sources])
-    chain, last = _chain(run, denoiser, method, plan, t_prime)
+    denoiser, chain, last = _chain(run, method, plan, t_prime)
     return chain_members(run, denoiser, chain, *(sources or [None]), subject, size, on_batch, last).values
 
 
@@ -96,8 +92,9 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _chain(run: Run, denoiser: Denoiser, method: Method, plan: Plan, t_prime: int) -> tuple[Chain, Path | None]:
-    """A row's chain, and the weights of its last network if it has one."""
+def _chain(run: Run, method: Method, plan: Plan, t_prime: int) -> tuple[Denoiser, Chain, Path | None]:
+    """A row's denoiser, its chain, and the weights of its last network if it has one."""
+    denoiser = Denoiser.load(run, method.denoiser)
     training = f"one_step_{plan.t_stop:04d}{'_mask' if method.mask_only else ''}"
     last = best(run, training) if method.finish == "one_step" else None
-    return plan.chain(method, t_prime, denoiser.diffusion.schedule.steps), last
+    return denoiser, plan.chain(method, t_prime, denoiser.diffusion.schedule.steps), last

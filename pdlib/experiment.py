@@ -295,19 +295,20 @@ def _load_network(weights: Path, digest: str, device: torch.device) -> nn.Module
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A trained denoiser with what it was trained for."""
+    """A trained denoiser with the name of its training and what it was trained for."""
 
+    name: str
     network: nn.Module
     diffusion: Diffusion
     t_max: int
     digest: str
 
     @classmethod
-    def load(cls, run: Run) -> "Denoiser":
-        """The best denoiser of a run."""
-        path = run.place.weights("denoiser") / "best.safetensors"
+    def load(cls, run: Run, training: str = "denoiser") -> "Denoiser":
+        """The best weights of a denoiser's training."""
+        path = run.place.weights(training) / "best.safetensors"
         network, card = inference.load_denoiser(path, run.device)
-        return cls(network, inference.build_diffusion(**card["diffusion"]), card["t_max"], digest(path))
+        return cls(training, network, inference.build_diffusion(**card["diffusion"]), card["t_max"], digest(path))
 
 
 def chain_members(
@@ -333,7 +334,7 @@ def chain_members(
     digests = {key: path and digest(path) for key, path in (("source", source), ("one_step", one_step))}
     recipe = _recipe(run, chain=asdict(chain), denoiser=denoiser.digest, seed=run.seed, **digests)
     name = f"{chain.start}_{chain.finish}_{chain.step}_{chain.t_prime:04d}_{chain.t_stop:04d}_{len(chain.indices)}"
-    kind = hashlib.sha256(f"{chain} {one_step and one_step.parent.name}".encode()).hexdigest()[:8]
+    kind = hashlib.sha256(f"{chain} {denoiser.name} {one_step and one_step.parent.name}".encode()).hexdigest()[:8]
     place = run.place.samples("empty" if source is None else f"{source.parent.name}-{source.stem}", f"{name}_{kind}")
 
     def draw(member: int) -> Timed:

@@ -287,27 +287,34 @@ def calls_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapp
 
 
 @_paper_style
-def solver_figure(scores: pd.DataFrame) -> Figure:
-    """Dice, lesion F1 and uncertainty against network calls, means over subjects: a line for each way of stepping, a
-    diamond for a single chain. Colours tell the rules apart, dashes the chains from pure noise.
+def solver_figure(scores: pd.DataFrame, *, front: Sequence[str]) -> Figure:
+    """Dice, lesion F1 and uncertainty (rows) against network calls, means over subjects, from each start (columns): a
+    line for each way of stepping, a diamond for a single chain, a ring about the Dice of those on the Pareto front.
 
     scores: rows of `records.COLUMNS`, of one split; a method is named "start, rule, N calls", or "start, rule".
     """
-    way = scores.method.str.replace(r", \d+ calls$", "", regex=True)
-    rules = list(dict.fromkeys(name.partition(", ")[2] for name in way.unique()))
-    figure = Figure(figsize=(DOUBLE, 2.9))
-    panels = dict(zip(("dice", "lesion_f1", "uncertainty"), figure.subplots(1, 3), strict=True))
-    for metric, ax in panels.items():
-        for name in way.unique():
-            start, _, rule = name.partition(", ")
-            mean = scores[(way == name) & (scores.metric == metric)].groupby("nfe").value.mean()
-            style = {"color": f"C{rules.index(rule)}", "linestyle": "-" if start == "PD-DDPM" else "--"}
-            ax.plot(mean.index, mean, marker="o" if len(mean) > 1 else "D", markersize=3, label=name, **style)
-        ax.set(ylabel=display_name(metric))
+    means = scores.groupby(["method", "metric"], sort=False).value.mean().unstack()
+    means["nfe"] = scores.groupby("method").nfe.mean().astype(float)
+    names = means.index.to_series().str.extract(r"^(?P<start>[^,]+), (?P<rule>.+?)(?:, \d+ calls)?$")
+    means = means.join(names)
+    starts, rules = means.start.unique(), list(means.rule.unique())
+    figure = Figure(figsize=(DOUBLE, 5.0))
+    grid = figure.subplots(3, len(starts), sharex=True, sharey="row", squeeze=False)
+    for metric, line in zip(("dice", "lesion_f1", "uncertainty"), grid, strict=True):
+        for start, ax in zip(starts, line, strict=True):
+            for rule, rows in means[means.start == start].sort_values("nfe").groupby("rule"):
+                style = {"marker": "o" if len(rows) > 1 else "D", "color": f"C{rules.index(rule)}", "label": rule}
+                ax.plot(rows.nfe, rows[metric], markersize=3, **style)
+            if metric == "dice":
+                best = means[(means.start == start) & means.index.isin(front)]
+                ax.plot(best.nfe, best[metric], "o", markersize=7, markerfacecolor="none", color="0.3", zorder=0)
+                ax.set_title(start)
+        line[0].set_ylabel(display_name(metric))
+    for ax in grid[-1]:
         _calls_axis(ax, scores.nfe)
-    _scaled_axis(panels["uncertainty"], "Uncertainty (variance)")
-    handles, labels = panels["dice"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    _scaled_axis(grid[-1][0], "Uncertainty (variance)")
+    labelled = {text: handle for ax in grid[0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=len(labelled))
     return figure
 
 

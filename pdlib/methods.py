@@ -6,6 +6,7 @@ A row is a source (the training it begins with), a start and a finish of the one
 from dataclasses import dataclass
 
 PRESEGMENTER = "presegmenter"  # the segmenter that the profile names
+DENOISERS = {"denoiser": "03_train_ddpm", "wolleb2021": "12_wolleb2021"}  # training: the notebook that does it
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Method:
         members: "ensemble" (of the profile's size), "one", or "seeds" (a network of each of several seeds).
         mask_only: the last network of a "one_step" finish sees the state alone, not the image.
         own_t_prime: T' is chosen for this row on the validation fold; otherwise it is the paper's.
+        denoiser: the training of the chain's network, a key of DENOISERS.
+        step: the chain's step rule (one of `sampler.STEPS`); None: the profile's.
     """
 
     title: str
@@ -29,6 +32,8 @@ class Method:
     members: str = "ensemble"
     mask_only: bool = False
     own_t_prime: bool = False
+    denoiser: str = "denoiser"
+    step: str | None = None
 
 
 METHODS = {
@@ -38,6 +43,7 @@ METHODS = {
     "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet"),
     "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet"),
     "ddpm": Method("DDPM", None, start="gaussian"),
+    "wolleb2021": Method("DDPM, Wolleb's settings", None, start="gaussian", denoiser="wolleb2021", step="ddpm"),
     "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True),
     "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True),
     "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg"),
@@ -60,7 +66,7 @@ def jobs(names: list[str], *, presegmenter: str, deep_ensemble_seeds: list[int])
         if method.start in (None, "preseg"):
             found |= dict.fromkeys(f"02_train_segmenters.{source}_{seed}" for seed in seeds)
         if method.start is not None:
-            found["03_train_ddpm"] = None
+            found[DENOISERS[method.denoiser]] = None
         if method.finish == "one_step":
             found["08_truncate_both_ends"] = None
     return list(found)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pdlib import reference
+from pdlib.codec import MaskCodec
 from pdlib.schedule import Schedule
 
 PREDICTIONS = ("eps", "v", "x_start")
@@ -54,10 +55,35 @@ def predict_x_start(
     return reference.predict_x_start(prediction, output, x_t, t, schedule, clamp)
 
 
-def p_sample(x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule) -> Tensor:
-    """One ancestral step from t to t_prev < t; -1 is the clean image (DDPM Eq. 7). [N, 1, H, W] -> the same."""
+def p_sample(
+    x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule, spread: Tensor | None = None
+) -> Tensor:
+    """One ancestral step from t to t_prev < t; -1 is the clean image (DDPM Eq. 7). [N, 1, H, W] -> the same.
+
+    spread: what a network with a learned variance says of it, [N, 1, H, W]; without it the variance is fixed-large.
+    """
     _check_step(x_start, x_t, t, t_prev, noise, schedule)
-    return reference.p_sample(x_start, x_t, t, t_prev, noise, schedule)
+    if spread is not None:
+        _check_same_shape(spread=spread, x_t=x_t)
+    return reference.p_sample(x_start, x_t, t, t_prev, noise, schedule, spread)
+
+
+def learned_variance(spread: Tensor, t: int | Tensor, t_prev: int | Tensor, schedule: Schedule) -> Tensor:
+    """The variance of a step from t to t_prev < t that the network's spread stands for. [N, 1, H, W] -> the same."""
+    _check_index(t, schedule, len(spread))
+    return reference.learned_variance(spread, t, t_prev, schedule)
+
+
+def variational_bound(
+    x_start: Tensor, predicted: Tensor, spread: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, codec: MaskCodec
+) -> Tensor:
+    """The variational bound's term at each row's index (Nichol & Dhariwal 2021, Eq. 4 to 7). [N, C, H, W] -> [N] nats.
+
+    predicted: the network's x_start, spread: what it says of the variance, t: [N].
+    """
+    _check_same_shape(x_start=x_start, predicted=predicted, spread=spread, x_t=x_t)
+    _check_index(t, schedule, len(x_t))
+    return reference.variational_bound(x_start, predicted, spread, x_t, t, schedule, codec)
 
 
 def ddim_sample(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pdlib import inference, noise
+from pdlib import inference, noise, ops
 from pdlib.data import wmh
 from pdlib.experiment import Denoiser, Run, chain_members, draws, silent, starts
 from pdlib.sampler import STARTS, Chain, sample
@@ -79,6 +79,33 @@ def denoised_references(run: Run, denoiser: Denoiser, subject: str, indices: lis
         )
         pictures[f"from t = {index + 1}"] = believed[0, 0].cpu().numpy()
     return pictures
+
+
+@torch.inference_mode()
+def learned_variances(run: Run, denoiser: Denoiser, subject: str, indices: list[int]) -> pd.DataFrame:
+    """What a denoiser that learns its variance makes of the widest slice, diffused to each index > 0.
+
+    A row for each paper time t (the index); columns: the step's variances "posterior" and "fixed-large", between which
+    the learned one lies, and its geometric mean "in lesions" and "outside", in the brain.
+    """
+    image, window, place, streams = _one_slice(run, subject)
+    mask, brain = (window.cut(array)[place] > 0 for array in (run.volume(subject).mask, run.volume(subject).brain))
+    network, schedule = inference.CountedCalls(denoiser.network, run.autocast, silent), denoiser.diffusion.schedule
+    x_start = denoiser.diffusion.codec.encode(torch.from_numpy(mask).float()[None, None])
+    rows = {}
+    for index in indices:
+        fresh = noise.normal(streams, noise.START, *x_start.shape[1:])
+        x_t = ops.q_sample(x_start, index, fresh, schedule)
+        seen = torch.cat([image, x_t], dim=1).to(run.device)
+        _, spread = network(seen, torch.full((1,), index, device=run.device)).cpu().chunk(2, dim=1)
+        learned = ops.learned_variance(spread, index, index - 1, schedule)[0, 0].log().numpy()
+        rows[index + 1] = {
+            "posterior": float(schedule.posterior_variance(index, index - 1)),
+            "in lesions": np.exp(learned[mask].mean()),
+            "outside": np.exp(learned[brain & ~mask].mean()),
+            "fixed-large": float(schedule.step_beta(index, index - 1)),
+        }
+    return pd.DataFrame(rows).T.rename_axis("t")
 
 
 def example(

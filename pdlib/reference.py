@@ -4,8 +4,11 @@ Scalars come from the float64 schedule and are cast last. x_start, x_t, eps: [N,
 k = t - 1, and t_prev = -1 stands for the clean image.
 """
 
+import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
+from pdlib.codec import MaskCodec
 from pdlib.schedule import Schedule
 
 
@@ -46,17 +49,60 @@ def predict_x_start(
     return x_start.clamp(*clamp)
 
 
-def p_sample(x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule) -> Tensor:
-    """One ancestral step t -> t_prev given predicted x_start (DDPM Eq. 7, sigma^2 = beta, no noise on arrival at -1).
-
-    Between neighbours beta is the schedule's; over a stride it is 1 - abar[t] / abar[t_prev].
-    """
-    abar, abar_prev = schedule.abar(t), schedule.abar(t_prev)
-    alpha = abar / abar_prev
-    beta = 1 - alpha
+def posterior_mean(x_start: Tensor, x_t: Tensor, t: int | Tensor, t_prev: int | Tensor, schedule: Schedule) -> Tensor:
+    """Mean of the state at t_prev given x_t and x_start (DDPM Eq. 7). [N, 1, H, W] -> the same."""
+    abar, abar_prev, beta = schedule.abar(t), schedule.abar(t_prev), schedule.step_beta(t, t_prev)
     mean = _column(abar_prev.sqrt() * beta / (1 - abar), x_t) * x_start
-    mean = mean + _column(alpha.sqrt() * (1 - abar_prev) / (1 - abar), x_t) * x_t
-    return mean if t_prev < 0 else mean + _column(beta.sqrt(), x_t) * noise
+    return mean + _column((1 - beta).sqrt() * (1 - abar_prev) / (1 - abar), x_t) * x_t
+
+
+def learned_variance(spread: Tensor, t: int | Tensor, t_prev: int | Tensor, schedule: Schedule) -> Tensor:
+    """Between the posterior's variance (spread -1) and the fixed-large one (spread 1), in the logarithm.
+
+    Nichol & Dhariwal 2021, Eq. 15. The posterior's is 0 where t_prev is the clean image: that of the step before stands
+    in for it, as in their code.
+    """
+    t, t_prev = torch.as_tensor(t), torch.as_tensor(t_prev)
+    last = t_prev < 0
+    small = schedule.posterior_variance(torch.where(last, t + 1, t), torch.where(last, t, t_prev)).log()
+    large, part = schedule.step_beta(t, t_prev).log(), (spread + 1) / 2
+    return (part * _column(large, spread) + (1 - part) * _column(small, spread)).exp()
+
+
+def variational_bound(
+    x_start: Tensor, predicted: Tensor, spread: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, codec: MaskCodec
+) -> Tensor:
+    """The bound's term at each row's index t, in nats, the mean over pixels and channels; all [N, C, H, W] -> [N].
+
+    For t > 0 the divergence of the reverse step from the posterior (DDPM Eq. 5), at t = 0 the negative log-likelihood
+    of the mask's two levels (DDPM Eq. 13 with two bins).
+    """
+    before = (t - 1).clamp_min(0)  # for t = 0 any index: that divergence is not used
+    deviation = learned_variance(spread, t, t - 1, schedule).sqrt()
+    believed = Normal(posterior_mean(predicted, x_t, t, t - 1, schedule), deviation)
+    exact = schedule.posterior_variance(t.clamp_min(1), before).sqrt()
+    truth = Normal(posterior_mean(x_start, x_t, t, t - 1, schedule), _column(exact, x_t))
+    middle = (codec.low + codec.high) / 2
+    side = torch.where(x_start > middle, 1.0, -1.0)
+    decoded = -torch.special.log_ndtr(side * (believed.mean - middle) / deviation)
+    term = torch.where(_column(t, x_t) > 0, kl_divergence(truth, believed), decoded)
+    return term.mean(dim=(1, 2, 3))
+
+
+def p_sample(
+    x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule, spread: Tensor | None = None
+) -> Tensor:
+    """One ancestral step t -> t_prev given predicted x_start (DDPM Eq. 7), no noise on arrival at -1.
+
+    The variance is beta (fixed-large), or with the network's spread the learned one; over a stride both are the longer
+    step's.
+    """
+    mean = posterior_mean(x_start, x_t, t, t_prev, schedule)
+    if t_prev < 0:
+        return mean
+    if spread is None:
+        return mean + _column(schedule.step_beta(t, t_prev).sqrt(), x_t) * noise
+    return mean + learned_variance(spread, t, t_prev, schedule).sqrt() * noise
 
 
 def ddim_sample(

@@ -23,7 +23,7 @@ from pdlib.codec import MaskCodec
 from pdlib.noise import Streams
 from pdlib.schedule import Schedule, chain_indices
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C, H, W]
+Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C or 2C, H, W]
 Refine = Callable[[Tensor], Tensor]  # [N, image + C, H, W], x at index t_stop - 1 -> 0..1 [N, C, H, W]
 OnStep = Callable[[int, Tensor, Tensor], None]  # (index, state after the step, predicted x_start)
 
@@ -125,7 +125,8 @@ def reverse_chain(
     """Denoise x_t along indices, one network call each, down to index t_stop - 1 (PD-DDPM Algorithm; DDPM Algorithm 2).
 
     Args:
-        denoise: the network; sees the channel concat [image, x_t] and the index.
+        denoise: the network; sees the channel concat [image, x_t] and the index. One with 2C channels says in the
+            second half how large an ancestral step's variance is (Nichol & Dhariwal 2021, Eq. 15).
         image: [N, 2, H, W], or whatever the network was trained on.
         x_t: [N, C, H, W], the state at indices[0].
         indices: descending; the last step arrives at index t_stop - 1, which for 0 is the clean mask.
@@ -138,12 +139,11 @@ def reverse_chain(
     before, noisy = None, step == "ddpm" or (step == "ddim" and eta > 0)
     for t, t_prev in zip(indices, [*indices[1:], t_stop - 1][: len(indices)], strict=True):
         output = denoise(torch.cat([image, x_t], dim=1), torch.full((len(x_t),), t, device=x_t.device))
-        x_start = ops.predict_x_start(
-            diffusion.prediction, output.float(), x_t, t, diffusion.schedule, diffusion.codec.clamp
-        )
+        output, *spread = output.float().split(x_t.shape[1], dim=1)
+        x_start = ops.predict_x_start(diffusion.prediction, output, x_t, t, diffusion.schedule, diffusion.codec.clamp)
         fresh = noise.normal(streams, t, *x_t.shape[1:]) if noisy and t_prev >= 0 else torch.zeros_like(x_t)
         if step == "ddpm":
-            x_t = ops.p_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule)
+            x_t = ops.p_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule, *spread)
         elif step == "ddim":
             x_t = ops.ddim_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule, eta)
         else:

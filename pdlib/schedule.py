@@ -33,6 +33,14 @@ class Schedule:
         padded = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
         return padded[torch.as_tensor(index, device="cpu")]
 
+    def step_beta(self, t: int | Tensor, t_prev: int | Tensor) -> Tensor:
+        """Variance of the forward step from t_prev to t, 1 - abar[t] / abar[t_prev]: betas[t] between neighbours."""
+        return 1 - self.abar(t) / self.abar(t_prev)
+
+    def posterior_variance(self, t: int | Tensor, t_prev: int | Tensor) -> Tensor:
+        """Variance of the state at t_prev given those at t and at the clean image (DDPM Eq. 7); 0 on arrival at -1."""
+        return self.step_beta(t, t_prev) * (1 - self.abar(t_prev)) / (1 - self.abar(t))
+
 
 def cosine_schedule(steps: int, offset: float, max_beta: float) -> Schedule:
     """The cosine schedule of Nichol & Dhariwal (2021, Eq. 17): offset is their s, max_beta their clip of beta."""

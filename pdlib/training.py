@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -109,16 +110,37 @@ def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
     """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max."""
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
-        mask = batch.mask
-        t = torch.randint(t_max, (len(mask),), generator=batch.generator)
-        noise = torch.randn(mask.shape, generator=batch.generator).to(mask.device)
-        x_start = diffusion.codec.encode(mask)
-        x_t = ops.q_sample(x_start, t, noise, diffusion.schedule)
-        target = ops.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
-        output = network(torch.cat([batch.image, x_t], dim=1), t.to(mask.device))
+        _, x_t, t, target = _diffused(diffusion, t_max, batch)
+        output = network(torch.cat([batch.image, x_t], dim=1), t.to(x_t.device))
         return {"train_loss": nn.functional.mse_loss(output.float(), target)}
 
     return objective
+
+
+def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Objective:
+    """The simple loss and vlb_weight times the variational bound (Nichol & Dhariwal 2021, Eq. 16), for a network whose
+    second half of channels says the variance: the bound teaches that half alone.
+    """
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        x_start, x_t, t, target = _diffused(diffusion, t_max, batch)
+        output, spread = network(torch.cat([batch.image, x_t], dim=1), t.to(x_t.device)).float().chunk(2, dim=1)
+        unclamped = (-math.inf, math.inf)
+        predicted = ops.predict_x_start(diffusion.prediction, output.detach(), x_t, t, diffusion.schedule, unclamped)
+        terms = ops.variational_bound(x_start, predicted, spread, x_t, t, diffusion.schedule, diffusion.codec)
+        bound = t_max * terms.mean()  # the mean over t stands for the bound's sum
+        return {"train_loss": nn.functional.mse_loss(output, target), "vlb_loss": vlb_weight * bound}
+
+    return objective
+
+
+def _diffused(diffusion: Diffusion, t_max: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_start, x_t [B, C, h, w] at random indices t [B] below t_max, and the network's target there."""
+    t = torch.randint(t_max, (len(batch.mask),), generator=batch.generator)
+    noise = torch.randn(batch.mask.shape, generator=batch.generator).to(batch.mask.device)
+    x_start = diffusion.codec.encode(batch.mask)
+    x_t = ops.q_sample(x_start, t, noise, diffusion.schedule)
+    return x_start, x_t, t, ops.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
 
 
 def one_step_objective(

@@ -23,6 +23,7 @@ from pdlib.training import (
     adversarial_objective,
     diffusion_objective,
     fit_network,
+    hybrid_objective,
     one_step_objective,
     probabilistic_objective,
     segmentation_objective,
@@ -62,6 +63,7 @@ DIFFUSION = {
     "codec": "zero_one",
     "prediction": "v",
 }
+LINEAR = {"name": "linear", "steps": 10, "first_beta": 0.01, "last_beta": 0.9}
 SAMPLING = {
     "presegmenter": "attention_unet",
     "t_prime": 400,
@@ -204,6 +206,9 @@ def train(made: Trained) -> None:
     fitted("probabilistic_unet_0", "segmenter", PROBABILISTIC, probabilistic_objective(1.0, 1), segmented)
     card = {"diffusion": DIFFUSION, "t_max": steps, "sampling": SAMPLING}
     fitted("denoiser", "denoiser", DENOISER, diffusion_objective(diffusion, steps), sampled, **card)
+    card |= {"diffusion": DIFFUSION | {"schedule": LINEAR}}
+    hybrid = hybrid_objective(build_diffusion(**card["diffusion"]), steps, 0.001)
+    fitted("wolleb2021", "denoiser", DENOISER | {"out_channels": 2}, hybrid, lambda average: {"dice": 0.0}, **card)
     fitted("tdpm_0300", "generator", GAN, adversarial_objective(diffusion, 3), lambda average: {"dice": 0.0})
     for name, mask_only in (("one_step_0200", False), ("one_step_0200_mask", True)):
         network = SEGMENTER | {"in_channels": 1 if mask_only else 3}

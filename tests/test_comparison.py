@@ -27,6 +27,13 @@ def test_pd_ddpm_and_es_ddpm_differ_in_their_source_alone():
     assert replace(es_ddpm, title="PD-DDPM", source="presegmenter", own_t_prime=False) == pd_ddpm
 
 
+def test_wolleb_s_row_has_its_own_network_and_step_rule(trained):
+    chain = replace(PLAN, step="ddim", stride=4).chain(METHODS["wolleb2021"], 300, 1000)
+    assert chain.step == "ddpm" and chain.start == "gaussian" and chain.t_prime == 1000
+    own, shared = (experiment.Denoiser.load(trained.run, METHODS[name].denoiser) for name in ("wolleb2021", "ddpm"))
+    assert own.digest != shared.digest and float(own.diffusion.schedule.betas[-1]) == pytest.approx(0.9)
+
+
 def test_chains_have_the_paper_s_calls():
     calls = {name: len(PLAN.chain(METHODS[name], 300, 1000).indices) for name in METHODS if METHODS[name].start}
     assert calls["ddpm"] == 1000 and calls["x0_jump"] == 1 and calls["addpm"] == calls["addpm_mask_only"] == 100
@@ -39,6 +46,7 @@ def test_rows_ask_for_the_trainings_they_use():
     common = {"presegmenter": "attention_unet", "deep_ensemble_seeds": [0, 1]}
     assert jobs(["unet"], **common) == ["02_train_segmenters.unet_0"]
     assert jobs(["ddpm"], **common) == jobs(["tdpm"], **common) == ["03_train_ddpm"]
+    assert jobs(["wolleb2021"], **common) == ["12_wolleb2021"]
     assert jobs(["deep_ensemble"], **common) == [f"02_train_segmenters.attention_unet_{seed}" for seed in (0, 1)]
     assert jobs(["es_ddpm"], **common) == ["02_train_segmenters.probabilistic_unet_0", "03_train_ddpm"]
     assert set(jobs(["pd_ddpm", "addpm"], **common)) == {
@@ -58,6 +66,7 @@ def test_rows_ask_for_the_trainings_they_use():
         ("probabilistic_unet", 3, 3),
         ("deep_ensemble", 2, 2),
         ("ddpm", 3, 3 * 10),
+        ("wolleb2021", 3, 3 * 10),
         ("pd_ddpm", 3, 3 * 3 + 1),
         ("pd_ddpm_1", 1, 3 + 1),
         ("es_ddpm", 3, 3 * (3 + 1)),
@@ -68,8 +77,7 @@ def test_rows_ask_for_the_trainings_they_use():
     ],
 )
 def test_a_row_is_scored_with_its_members_and_its_calls(trained, name, members, nfe):
-    denoiser = experiment.Denoiser.load(trained.run)
-    rows = method_rows(trained.run, denoiser, name, plan=PLAN, t_prime=300, split="test", on_batch=experiment.silent)
+    rows = method_rows(trained.run, name, plan=PLAN, t_prime=300, split="test", on_batch=experiment.silent)
     assert set(rows.method) == {name} and set(rows.subject) == set(trained.run.subjects("test"))
     assert set(rows.ensemble_size) == {members} and set(rows.nfe) == {nfe}
     if members > 1:
@@ -93,14 +101,14 @@ def test_what_a_row_starts_from(trained):
 
 def test_no_row_ever_sees_a_reference(trained):
     """Other labels on the test subjects change no prediction of any row, only its score."""
-    run, denoiser = trained.run, experiment.Denoiser.load(trained.run)
+    run = trained.run
     names = ["bayesian_unet", "probabilistic_unet", "es_ddpm", "tdpm", "addpm", "addpm_mask_only"]
 
     def members():
         kept = {}
         for name in names:
             common = {"plan": PLAN, "t_prime": 300, "split": "test", "on_batch": experiment.silent}
-            method_rows(run, denoiser, name, **common)
+            method_rows(run, name, **common)
         for path in [*trained.place.runs.rglob("*.npz")]:
             kept[path.relative_to(trained.place.runs)] = np.load(path)["values"]
             path.unlink()

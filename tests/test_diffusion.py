@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from scipy import integrate, stats
 
 from pdlib import noise, ops
 from pdlib.codec import build_codec
@@ -119,7 +120,9 @@ def run_against(scheduler, step, indices, schedule, codec, prediction):
     theirs = x.clone()
 
     def model(state, t):
-        return 0.3 * state + 0.1 * torch.sin(state * 3) + 0.001 * t
+        output = 0.3 * state + 0.1 * torch.sin(state * 3) + 0.001 * t
+        learned = getattr(scheduler, "variance_type", "") == "learned_range"
+        return torch.cat([output, torch.tanh(state - 0.5)], dim=1) if learned else output
 
     for t in scheduler.timesteps:
         kwargs = {"eta": 1.0, "variance_noise": noise.normal(rows, int(t), 1, 6, 5)} if step == "ddim" else {}
@@ -145,17 +148,46 @@ def run_against(scheduler, step, indices, schedule, codec, prediction):
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_start"])
 @pytest.mark.parametrize("clip", [True, False])
-def test_ancestral_chain_agrees_with_diffusers(prediction, clip):
+@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
+def test_ancestral_chain_agrees_with_diffusers(prediction, clip, variance):
     scheduler = DDPMScheduler(
         num_train_timesteps=40,
         trained_betas=SHORT.betas.numpy(),
-        variance_type="fixed_large",
+        variance_type=variance,
         prediction_type={"eps": "epsilon", "v": "v_prediction", "x_start": "sample"}[prediction],
         clip_sample=clip,
     )
     codec = build_codec("official") if clip else WIDE
     ours, theirs = run_against(scheduler, "ddpm", tuple(range(29, -1, -1)), SHORT, codec, prediction)
     assert torch.allclose(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("codec", ["zero_one", "minus_one_one"])
+def test_terms_of_the_variational_bound_are_the_integrals_they_stand_for(codec):
+    """Divergences by quadrature over the densities that DDPM Eq. 6 and 7 write down; at t = 0 a normal tail."""
+    codec, rng = build_codec(codec), np.random.default_rng(0)
+    for t in (0, 1, 17, 39):
+        x_0, believed, x_t, spread = codec.high, *(float(v) for v in rng.normal(0.4, 0.3, 3))
+        betas, abar = SHORT.betas.numpy(), np.cumprod(1 - SHORT.betas.numpy())
+        before, rest = (abar[t - 1] if t else 1.0), 1 - abar[t]
+        small = betas[max(t, 1)] * (1 - abar[max(t, 1) - 1]) / (1 - abar[max(t, 1)])
+        learned = betas[t] ** ((spread + 1) / 2) * small ** ((1 - spread) / 2)
+
+        def mean(x, t=t, before=before, rest=rest, x_t=x_t, betas=betas):
+            return (np.sqrt(before) * betas[t] * x + np.sqrt(1 - betas[t]) * (1 - before) * x_t) / rest
+
+        p = stats.norm(mean(believed), np.sqrt(learned))
+        if t == 0:
+            expected = -p.logsf((codec.low + codec.high) / 2)
+        else:
+            q = stats.norm(mean(x_0), np.sqrt(small))
+            reach = (q.mean() - 12 * q.std(), q.mean() + 12 * q.std())
+            expected, _ = integrate.quad(lambda x, p=p, q=q: q.pdf(x) * (q.logpdf(x) - p.logpdf(x)), *reach)
+        x_0, believed, spread, x_t = (
+            torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (x_0, believed, spread, x_t)
+        )
+        found = ops.variational_bound(x_0, believed, spread, x_t, torch.tensor([t]), SHORT, codec)
+        assert found.shape == (1,) and float(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_strided_ddim_agrees_with_diffusers():

@@ -146,11 +146,11 @@ def test_points_against_calls_are_the_means_given():
     assert first.get_xdata()[0] == 16 and second.get_xdata()[0] == pytest.approx(6, rel=0.05)
 
 
-def test_ways_of_stepping_are_lines_and_single_chains_diamonds():
+def test_ways_of_stepping_are_lines_from_each_start_and_the_front_is_ringed():
     ways = {
-        "PD-DDPM, DDIM, 2 calls": 5,
-        "PD-DDPM, DDIM, 3 calls": 7,
-        "DDPM, DDIM, 3 calls": 6,
+        "PD-DDPM, DDIM, eta 1, 2 calls": 5,
+        "PD-DDPM, DDIM, eta 1, 3 calls": 7,
+        "DDPM, DDIM, eta 1, 3 calls": 6,
         "PD-DDPM, every step": 61,
     }
     scores = pd.concat(
@@ -160,15 +160,16 @@ def test_ways_of_stepping_are_lines_and_single_chains_diamonds():
             for metric in ("dice", "lesion_f1", "uncertainty")
         ]
     )
-    lines = {one.get_label(): one for one in figures.solver_figure(scores).axes[0].lines}
-    assert set(lines) == {"PD-DDPM, DDIM", "DDPM, DDIM", "PD-DDPM, every step"}
-    np.testing.assert_allclose(lines["PD-DDPM, DDIM"].get_xydata(), [[5, 0.075], [7, 0.105]])
+    figure = figures.solver_figure(scores, front=["PD-DDPM, every step"])
+    first, second = figure.axes[:2]
+    assert [ax.get_title() for ax in (first, second)] == ["PD-DDPM", "DDPM"]
+    lines = {one.get_label(): one for one in first.lines}
+    np.testing.assert_allclose(lines["DDIM, eta 1"].get_xydata(), [[5, 0.075], [7, 0.105]])
+    assert lines["every step"].get_marker() == "D"
     assert (
-        lines["PD-DDPM, DDIM"].get_color()
-        == lines["DDPM, DDIM"].get_color()
-        != lines["PD-DDPM, every step"].get_color()
+        second.lines[0].get_label() == "DDIM, eta 1" and second.lines[0].get_color() == lines["DDIM, eta 1"].get_color()
     )
-    assert lines["DDPM, DDIM"].get_linestyle() == "--" and lines["PD-DDPM, every step"].get_marker() == "D"
+    np.testing.assert_allclose(first.lines[-1].get_xydata(), [[61, 0.915]])
 
 
 def test_agreement_shows_mean_curves_and_the_raters_distance():

@@ -16,7 +16,7 @@ from pdlib.paths import CONFIGS, NOTEBOOKS, Layout
 from pdlib.sampler import Chain, sample
 from pdlib.schedule import scale_t_prime
 from pdlib.segmenters import SEGMENTERS, build_segmenter
-from pdlib.training import Batch, Fit, build_objective, diffusion_objective
+from pdlib.training import Batch, Fit, build_objective, diffusion_objective, hybrid_objective
 from pdlib.workflow import NotebookFailed, load_profile, run_notebook
 
 PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("phantom"))
@@ -93,7 +93,7 @@ def test_profile_agrees_with_itself(profile):
     steps = found["03_train_ddpm"]["diffusion"]["schedule"]["steps"]
     assert found["03_train_ddpm"]["t_max"] <= steps
     assert found["02_train_segmenters"]["fit"]["keep_validated"], "notebook 07 picks among the validated checkpoints"
-    chains = [found["03_train_ddpm"]["sampling"], *(one for one in found.values() if "stride" in one)]
+    chains = [found["03_train_ddpm"]["sampling"], *(one for one in found.values() if "eta" in one)]
     assert {one["presegmenter"] for one in found.values() if "presegmenter" in one} <= set(architectures)
     assert found["04_compare_methods"]["t_prime_candidates"] == found["03_train_ddpm"]["tdpm"]["t_primes"]
     assert found["11_claims"]["few_calls"] == found["10_fewer_calls"]["few_calls"] in found["10_fewer_calls"]["calls"]
@@ -102,7 +102,9 @@ def test_profile_agrees_with_itself(profile):
     assert found["04_compare_methods"]["t_stop"] in found["08_truncate_both_ends"]["t_stops"]
     trained = {name for name in METHODS if name in SEGMENTERS}
     assert trained & set(found["04_compare_methods"]["methods"]) <= set(architectures)
-    assert len({(one["stride"], one["step"], one["eta"], one["convention"]) for one in chains}) == 1
+    assert len({(one["step"], one["eta"], one["convention"]) for one in chains}) == 1
+    strides = {name: one["stride"] for name, one in found.items() if "stride" in one}
+    assert strides.pop("08_truncate_both_ends") <= min(strides.values()) == max(strides.values())
     for key in ("fold", "seed", "multiple", "threshold", "vote"):
         assert len({one[key] for one in found.values() if "fold" in one}) == 1, key
     assert max(found["06_ensemble_size"]["sizes"]) <= found["06_ensemble_size"]["pool"] // 2
@@ -142,13 +144,15 @@ def test_segmenters_of_the_profile_train(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_denoiser_of_the_profile_trains_and_samples(profile):
+@pytest.mark.parametrize("name", ["03_train_ddpm", "12_wolleb2021"])
+def test_denoiser_of_the_profile_trains_and_samples(profile, name):
     """Two updates, then two calls of every kind of chain that the notebooks run."""
-    values = load_profile(profile)["03_train_ddpm"]
-    fit, sampling, setting = Fit(**values["fit"], seed=0), values["sampling"], build_diffusion(**values["diffusion"])
+    values, sampling = load_profile(profile)[name], load_profile(profile)["03_train_ddpm"]["sampling"]
+    fit, setting = Fit(**values["fit"], seed=0), build_diffusion(**values["diffusion"])
     model = GuidedUNet(**values["network"])
     assert values["multiple"] % model.factor == 0 and all(side % model.factor == 0 for side in fit.crop)
-    objective = diffusion_objective(setting, values["t_max"])
+    learned = (values["vlb_weight"],) if "vlb_weight" in values else ()
+    objective = (hybrid_objective if learned else diffusion_objective)(setting, values["t_max"], *learned)
     image, mask = two_updates(model, objective, fit.weight_decay, fit.learning_rate, max(8, model.factor))
     streams = noise.subject_streams(0, "a", torch.arange(2), torch.zeros(2, dtype=torch.int64))
     how = {name: sampling[name] for name in ("step", "eta", "convention")}
@@ -187,6 +191,9 @@ def test_paper_profile_holds_the_printed_constants():
     schedule = {"name": "cosine", "steps": 1000, "offset": 0.008, "max_beta": 0.999}
     assert ddpm["diffusion"] == {"schedule": schedule, "codec": "zero_one", "prediction": "eps"}
     assert ddpm["t_max"] == 1000
+    wolleb = found["12_wolleb2021"]  # the schedule: Ho et al. 2020; the weight: Nichol & Dhariwal
+    assert wolleb["diffusion"]["schedule"] == {"name": "linear", "steps": 1000, "first_beta": 1e-4, "last_beta": 0.02}
+    assert wolleb["network"] == ddpm["network"] | {"out_channels": 2} and wolleb["vlb_weight"] == 0.001
     for fit in (ddpm["fit"], found["02_train_segmenters"]["fit"]):
         assert fit["learning_rate"] == fit["final_learning_rate"] == 1e-4 and fit["weight_decay"] == 1e-5
         assert fit["batch_size"] == 12 and fit["crop"] == [192, 128]  # rows (Y), columns (X)

@@ -21,6 +21,7 @@ from pdlib.training import (
     SliceBank,
     diffusion_objective,
     fit_network,
+    hybrid_objective,
     one_step_objective,
     read_weights,
     segmentation_objective,
@@ -307,6 +308,31 @@ def test_diffusion_loss_is_the_hand_written_one(prediction, codec):
     target = {"eps": eps, "x_start": x_0, "v": np.sqrt(abar) * eps - np.sqrt(1 - abar) * x_0}[prediction]
     output = 0.3 * x_t + 0.2 * flair - 0.1 * t1 + k.reshape(-1, 1, 1, 1) / 1000
     assert loss.item() == pytest.approx(np.mean((output - target) ** 2), rel=1e-5)
+
+
+def test_the_bound_teaches_the_variance_and_the_simple_loss_the_prediction():
+    """In the hybrid loss neither half of the network's channels feels the other's part."""
+    rng = torch.Generator().manual_seed(2)
+    image, mask = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 1, 5, 4, generator=rng) < 0.3).float()
+    network = torch.nn.Conv2d(3, 2, 1)
+    setting = diffusion("eps")
+
+    def parts(vlb_weight=0.001):
+        batch = Batch(image, mask, 0, torch.Generator().manual_seed(7))
+        return hybrid_objective(setting, 1000, vlb_weight)(lambda x, t: network(x), batch)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, network.weight)[0].abs().sum((1, 2, 3))
+
+    hybrid = parts()
+    assert (gradient(hybrid["train_loss"]) > 0).tolist() == [True, False]
+    hybrid = parts()
+    assert (gradient(hybrid["vlb_loss"]) > 0).tolist() == [False, True]
+    assert float(parts(0.002)["vlb_loss"]) == pytest.approx(2 * float(hybrid["vlb_loss"]))
+
+    first = diffusion_objective(setting, 1000)
+    alone = first(lambda x, t: network(x)[:, :1], Batch(image, mask, 0, torch.Generator().manual_seed(7)))
+    assert float(alone["train_loss"]) == pytest.approx(float(hybrid["train_loss"]))
 
 
 def test_every_index_below_t_max_is_trained_and_no_other():
