@@ -97,6 +97,7 @@ class Run:
             device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             seed=self.seed,
             data_fingerprint=self.data["fingerprint"],
+            phantom=self.data["phantom"],
             profile=self.place.profile,
         )
 

@@ -129,8 +129,13 @@ def read_stamp(path: str | os.PathLike) -> dict:
     return stamp
 
 
-def stamp(*, root: str | os.PathLike, device: str, seed: int, data_fingerprint: str, profile: str) -> dict:
-    """Where numbers come from: code (git commit at root), packages, device, seed, data and profile. No clock."""
+def stamp(
+    *, root: str | os.PathLike, device: str, seed: int, data_fingerprint: str, phantom: bool, profile: str
+) -> dict:
+    """Where numbers come from: code (git commit at root), packages, device, seed, data and profile. No clock.
+
+    phantom: whether the data are simulated, so that no table passes for one of patients.
+    """
     packages = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -143,6 +148,7 @@ def stamp(*, root: str | os.PathLike, device: str, seed: int, data_fingerprint: 
         "device": str(device),
         "seed": int(seed),
         "data_fingerprint": data_fingerprint,
+        "phantom": phantom,
         "profile": profile,
     }
 

@@ -164,7 +164,8 @@ def networks(tmp_path_factory) -> Trained:
         }
     )
     fingerprint = records.data_fingerprint(path for case in cases for path in (case.flair, case.t1, case.wmh))
-    stamp = records.stamp(root=root, device="cpu", seed=0, data_fingerprint=fingerprint, profile="tiny")
+    about = {"device": "cpu", "seed": 0, "data_fingerprint": fingerprint, "phantom": True, "profile": "tiny"}
+    stamp = records.stamp(root=root, **about)
     records.write_table(place.folds, splits.make_folds(table, folds=3, seed=0), stamp)
     place.runs.mkdir(parents=True)
     summary = {"root": str(root), "fingerprint": fingerprint, "clip_percentiles": list(CLIP), "phantom": True}

@@ -20,7 +20,8 @@ def test_committed_tables_are_those_that_were_stamped():
     assert len(tables) >= 10
     for table in tables:
         stamp = records.read_stamp(table)
-        assert stamp["profile"] == "cpu" and stamp["git"]["sha"] and not stamp["git"]["dirty"]
+        assert stamp["profile"] == "cpu" and stamp["phantom"] is True
+        assert stamp["git"]["sha"] and not stamp["git"]["dirty"]
 
 
 def test_committed_tables_follow_from_the_committed_scores():
