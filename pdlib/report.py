@@ -22,22 +22,29 @@ def update(readme: Path, place: Layout) -> None:
 
 
 def numbers(place: Layout) -> str:
-    """The block: provenance, the claims and our tables, and the paper's in tables of their own."""
+    """The block: provenance, the claims, our tables in brief, and the paper's in tables of their own."""
     stamp = records.read_stamp(place.results / "table1_scores.csv")
     paper = pd.read_csv(PAPER_NUMBERS)
-    printed = [
+    first, second = (
         tables.table_markdown(tables.paper_table(paper, number), f"Table {number} as the paper prints it (patients)")
         for number in ("1", "2")
-    ]
-    names = ("claims", "table1", "table2", "truncation")
-    ours = {name: (place.figures / f"{name}.md").read_text(encoding="utf-8").strip() for name in names}
+    )
     code = (stamp["git"]["sha"] or "unknown")[:10] + (" with changes" if stamp["git"].get("dirty") else "")
     source = (
         f"Profile `{place.profile}`, code {code}, device {stamp['device']}, torch {stamp['packages']['torch']}, "
         f"seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
     )
-    first, second = (text.strip() for text in printed)
-    return "\n\n".join([source, ours["claims"], ours["table1"], first, ours["table2"], second, ours["truncation"]])
+    claims = (place.figures / "claims.md").read_text(encoding="utf-8")
+    one, two, truncation = (_brief(place, n) for n in ("table1", "table2", "truncation"))
+    return "\n\n".join(part.strip() for part in (source, claims, one, first, two, second, truncation))
+
+
+def _brief(place: Layout, name: str) -> str:
+    """A table of figures/ as narrow as a page: of the scores beside Dice the means alone."""
+    caption = (place.figures / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0]
+    table = pd.read_csv(place.figures / f"{name}.csv")
+    intervals = table.filter(regex="^(?!dice).*_(low|high)$")
+    return tables.table_markdown(table.drop(columns=[*intervals, *table.filter(regex="^(n$|hd95_mm)")]), caption)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pdlib.methods import METHODS
@@ -27,8 +26,9 @@ NAMES = {
     "method": "Method",
     "preseg": "Pre-segmentation",
     "preseg_dice": "Pre-segmentation Dice",
-    "row": "Row",
-    "nfe": "Network calls",
+    "dice_difference": "Δ Dice",
+    "dice_holm": "p (Holm)",
+    "nfe": "Calls",
     "seconds": "Seconds",
     "train_loss": "Training loss",
     "number": "Claim",
@@ -43,9 +43,12 @@ FORMATS = {
     "nfe": ".10g",
     "seconds": ".1f",
     "uncertainty": ".1e",
+    "dice_difference": "+.3f",
+    "dice_holm": ".2g",
     "estimate": "+.3g",
     "corrected_p": ".2g",
 }  # else .3f
+PARTS = ("_low", "_high", "_undefined", "_difference", "_p", "_holm")  # of a score, in columns beside its own
 
 
 def display_name(key: str) -> str:
@@ -103,16 +106,22 @@ def table2(
 
 
 def paper_table(paper: pd.DataFrame, table: str) -> pd.DataFrame:
-    """What the paper prints, in a table of its own. paper: columns table, row, metric, value (results/paper.csv)."""
+    """What the paper prints, in a table of its own: "1" or "2". paper: columns table, row, metric, value."""
     rows = paper[paper.table.astype(str) == table]
-    wide = rows.pivot(index="row", columns="metric", values="value")
-    return wide.loc[rows.row.unique(), rows.metric.unique()].reset_index().rename_axis(columns=None)
+    wide = rows.pivot(index="row", columns="metric", values="value").loc[rows.row.unique(), rows.metric.unique()]
+    return wide.rename_axis(index={"1": "method", "2": "preseg_dice"}[table], columns=None).reset_index()
 
 
 def table_markdown(frame: pd.DataFrame, caption: str) -> str:
-    """A table of this module as Markdown: mean [low, high], below it the difference with its interval and Holm's p."""
-    parts = ("_low", "_high", "_undefined", "_difference", "_p", "_holm")
-    columns = [column for column in frame if not str(column).endswith(parts)]
+    """A table of this module as Markdown: scores as mean [low, high], the first compared with difference and Holm's p.
+
+    The other scores' differences have no room beside it: they are in the CSV.
+    """
+    parts = {f"{column}{part}" for column in frame for part in PARTS}
+    columns = [column for column in frame if column not in parts]
+    for score in [column for column in columns if f"{column}_difference" in frame][:1]:
+        after = columns.index(score) + 1
+        columns[after:after] = [f"{score}_difference", f"{score}_holm"]
     lines = [" | ".join(display_name(column) for column in columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(_cell(row, column) for column in columns) for row in frame.to_dict("records")]
     return "\n".join([caption, "", *(f"| {line} |" for line in lines), ""])
@@ -133,15 +142,11 @@ def _cell(row: Mapping, column: str) -> str:
     if pd.isna(value):
         return "–"
     form = FORMATS.get(column, ".3f")
-    if f"{column}_low" not in row:
-        return format(value, form)
-    text = f"{value:{form}} [{row[f'{column}_low']:{form}}, {row[f'{column}_high']:{form}}]".replace("nan", "–")
-    if row[f"{column}_undefined"]:
+    text = format(value, form)
+    if f"{column}_low" in row:
+        text += f" [{row[f'{column}_low']:{form}}, {row[f'{column}_high']:{form}}]".replace("nan", "–")
+    if row.get(f"{column}_undefined"):
         text += f", {row[f'{column}_undefined']:.0f} undefined"
-    change = row.get(f"{column}_difference", np.nan)
-    if not pd.isna(row.get(f"{column}_difference_low", np.nan)):
-        low, high = row[f"{column}_difference_low"], row[f"{column}_difference_high"]
-        text += f"<br>Δ {change:+{form}} [{low:+{form}}, {high:+{form}}], p = {row[f'{column}_holm']:.2g}"
     return text
 
 

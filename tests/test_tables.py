@@ -62,16 +62,33 @@ def test_markdown_says_what_is_undefined(scores):
     methods = ["unet", "pd_ddpm"]
     table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
     lines = tables.table_markdown(table, "Table 1 (phantom)").splitlines()
+    low, high = table.dice_difference_low[0], table.dice_difference_high[0]
+    difference = f"{table.dice_difference[0]:+.3f} [{low:+.3f}, {high:+.3f}], 1 undefined"
     assert lines[0] == "Table 1 (phantom)"
-    assert f"{table.dice[0]:.3f} [{table.dice_low[0]:.3f}, {table.dice_high[0]:.3f}], 1 undefined<br>Δ -0.0" in lines[4]
-    assert lines[5].endswith(f"{table.dice[1]:.3f} [{table.dice_low[1]:.3f}, {table.dice_high[1]:.3f}] |")
+    assert lines[2] == "| Method | n | Calls | Seconds | Dice | Δ Dice | p (Holm) |"
+    assert lines[4].endswith(f"{table.dice_high[0]:.3f}], 1 undefined | {difference} | {table.dice_holm[0]:.2g} |")
+    assert lines[5].endswith(f"{table.dice[1]:.3f} [{table.dice_low[1]:.3f}, {table.dice_high[1]:.3f}] | – | – |")
+
+
+def test_markdown_compares_the_first_score_only(scores):
+    scores = pd.concat([scores, scores.assign(metric="jaccard")])
+    how = {"methods": ["unet", "pd_ddpm"], "baseline": "pd_ddpm", "interval": INTERVAL}
+    lines = tables.table_markdown(tables.table1(scores, metrics=["dice", "jaccard"], **how), "Table 1").splitlines()
+    assert lines[2].endswith("| Dice | Δ Dice | p (Holm) | Jaccard |")
+
+
+def test_markdown_of_the_ledger_shows_its_p():
+    claim = {"claim": "a", "estimate": 0.1, "estimate_low": 0.0, "estimate_high": 0.2, "estimate_undefined": 0}
+    lines = tables.table_markdown(pd.DataFrame([claim | {"corrected_p": 0.0123}]), "Claims").splitlines()
+    assert lines[2] == "| What is claimed | Difference | p (Holm) |"
+    assert lines[4] == "| a | +0.1 [+0, +0.2] | 0.012 |"
 
 
 def test_small_variances_are_not_rounded_to_nothing():
     scores = pd.concat([rows("pd_ddpm", [2e-5, 4e-5], "uncertainty"), rows("ddpm", [5e-5, 9e-5], "uncertainty")])
     how = {"methods": ["ddpm", "pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["uncertainty"], "interval": INTERVAL}
     lines = tables.table_markdown(tables.table1(scores, **how), "Table 1").splitlines()
-    assert "7.0e-05 [5.0e-05, 9.0e-05]<br>Δ +4.0e-05 [+3.0e-05, +5.0e-05]" in lines[4] and "3.0e-05" in lines[5]
+    assert "7.0e-05 [5.0e-05, 9.0e-05]" in lines[4] and "3.0e-05" in lines[5]
 
 
 def test_tables_refuse_a_mixture(scores):
@@ -89,7 +106,8 @@ def test_the_papers_numbers_are_whole_and_consistent():
     paper = read_table(paths.PAPER_NUMBERS)
     one, two = tables.paper_table(paper, "1"), tables.paper_table(paper, "2")
     assert one.shape == (9, 5) and two.shape == (5, 5) and paper.value.notna().all()
-    last = one.set_index("row").loc["pd_ddpm"]
-    assert last.tolist() == two.set_index("row").loc["0.799"].tolist() == [0.812, 3.494, 0.689, 0.8]
+    last = one.set_index("method").loc["pd_ddpm"]
+    assert last.tolist() == two.set_index("preseg_dice").loc["0.799"].tolist() == [0.812, 3.494, 0.689, 0.8]
     assert (one.jaccard - one.dice / (2 - one.dice)).abs().max() < 0.02
+    assert "| Pre-segmentation Dice | Dice |" in tables.table_markdown(two, "Paper")
     assert "| PD-DDPM | 0.812 | 3.494 | 0.689 | 0.800 |" in tables.table_markdown(one, "Paper")
