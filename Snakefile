@@ -80,7 +80,7 @@ COMPARED_JOBS = [
 rule all:
     input:
         both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf"))),
-        both(PLACE.figures, *(f"table{n}.{kind}" for n in (1, 2) for kind in ("csv", "md"))),
+        both(PLACE.figures, *(f"table{n}.{kind}" for n in (1, "1_by_site", 2) for kind in ("csv", "md"))),
         both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
         both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
         both(PLACE.figures, "agreement.png", "agreement.pdf"),
@@ -277,7 +277,8 @@ rule compare_methods:
         TRAINED,
     output:
         touch(done("04_compare_methods")),
-        both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2) for kind in ("png", "pdf")), "table1.csv", "table1.md"),
+        both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2) for kind in ("png", "pdf"))),
+        both(PLACE.figures, "table1.csv", "table1.md", "table1_by_site.csv", "table1_by_site.md"),
         str(PLACE.results / "table1_scores.csv"),
     log:
         executed("04_compare_methods"),

@@ -35,8 +35,8 @@ def numbers(place: Layout) -> str:
         f"seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
     )
     claims = (place.figures / "claims.md").read_text(encoding="utf-8")
-    one, two, truncation = (_brief(place, n) for n in ("table1", "table2", "truncation"))
-    return "\n\n".join(part.strip() for part in (source, claims, one, first, two, second, truncation))
+    one, sites, two, truncation = (_brief(place, n) for n in ("table1", "table1_by_site", "table2", "truncation"))
+    return "\n\n".join(part.strip() for part in (source, claims, one, first, sites, two, second, truncation))
 
 
 def _brief(place: Layout, name: str) -> str:

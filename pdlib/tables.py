@@ -105,6 +105,19 @@ def table2(
     return _adjusted(pd.DataFrame(rows), metrics)
 
 
+def site_table(scores: pd.DataFrame, *, methods: Sequence[str]) -> pd.DataFrame:
+    """Mean Dice of the methods (rows) by site (columns, with the number of subjects in their names).
+
+    scores: rows of `records.COLUMNS`, of one split. ValueError: scores of several splits.
+    """
+    _subjects(scores)
+    rows = scores[scores.metric == "dice"]
+    counts = rows.groupby("site").subject.nunique()
+    means = rows.pivot_table(index="method", columns="site", values="value").loc[list(methods)]
+    named = means.rename(columns={site: f"{site} (n = {count})" for site, count in counts.items()})
+    return named.reset_index().rename_axis(columns=None)
+
+
 def paper_table(paper: pd.DataFrame, table: str) -> pd.DataFrame:
     """What the paper prints, in a table of its own: "1" or "2". paper: columns table, row, metric, value."""
     rows = paper[paper.table.astype(str) == table]

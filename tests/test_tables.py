@@ -58,6 +58,19 @@ def test_table2_compares_with_its_own_start(scores):
     assert "| Attention U-Net | 8 | 300 |" in tables.table_markdown(table, "Table 2")
 
 
+def test_site_table_is_the_mean_of_each_site():
+    sites = [("GE3T", [0.5, 0.7], 0), ("Utrecht", [0.2, 0.4, 0.9], 2)]
+    parts = [
+        rows(method, [value + gain], site=site).assign(subject=f"{site}/{first + i}")
+        for method, gain in (("unet", 0.0), ("pd_ddpm", 0.1))
+        for site, values, first in sites
+        for i, value in enumerate(values)
+    ]
+    table = tables.site_table(pd.concat(parts), methods=["pd_ddpm", "unet"])
+    assert list(table) == ["method", "GE3T (n = 2)", "Utrecht (n = 3)"] and list(table.method) == ["pd_ddpm", "unet"]
+    np.testing.assert_allclose(table.iloc[:, 1:].astype(float), [[0.7, 0.6], [0.6, 0.5]])
+
+
 def test_markdown_says_what_is_undefined(scores):
     methods = ["unet", "pd_ddpm"]
     table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
