@@ -140,6 +140,20 @@ def test_nothing_is_found_outside_a_given_brain(networks, tmp_path):
     assert not found["mean"][brain == 0].any() and not found["uncertainty"][brain == 0].any()
 
 
+@pytest.mark.parametrize("phantom", [True, False])
+def test_what_a_phantom_taught_is_no_finding(networks, tmp_path, capsys, monkeypatch, phantom):
+    load_denoiser = segment.load_denoiser
+
+    def load(*arguments):
+        network, card = load_denoiser(*arguments)
+        return network, card | {"data": card["data"] | {"phantom": phantom}}
+
+    monkeypatch.setattr(segment, "load_denoiser", load)
+    assert run(networks, *write_pair(tmp_path), tmp_path / "out") == 0
+    line = "networks trained on a phantom: a demonstration, no medical finding"
+    assert (line in capsys.readouterr().err.splitlines()) == phantom
+
+
 def one_line(capsys) -> str:
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("pdlib: ") and err.count("\n") == 1 and "Traceback" not in err, err
