@@ -109,6 +109,7 @@ def _only_one(path: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    print(f"{Path(sys.argv[2]).stem} starts", flush=True)
     try:
         run_notebook(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
     except (NotebookFailed, ValueError) as error:
