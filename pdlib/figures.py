@@ -106,16 +106,16 @@ def training_figure(history: pd.DataFrame) -> Figure:
     metrics = list(history.metric.unique())
     if not metrics:
         raise ValueError("training_figure: no history")
-    figure = Figure(figsize=(min(SINGLE * len(metrics), DOUBLE), 2.0))
+    figure = Figure(figsize=(min(SINGLE * len(metrics), DOUBLE), 2.2))
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         curve = history[history.metric == metric].sort_values("step")
         ax.plot(curve.step, curve.value, color="C0")
-        if "loss" in metric and (curve.value > 0).all():
-            ax.set_yscale("log")
-        elif curve.value.notna().any():
+        if "loss" not in metric and curve.value.notna().any():
             best = curve.loc[curve.value.idxmax()]
             ax.plot(best.step, best.value, "o", color="C1", label=f"best {best.value:.3f} at {best.step:g}")
-            ax.legend(loc="lower right")
+            ax.legend(loc="lower right", bbox_to_anchor=(1, 1))  # above the panel: no curve runs there
+        elif 0 < 10 * curve.value.min() < curve.value.max():
+            ax.set_yscale("log")
         ax.set(xlabel="Update", ylabel=display_name(metric))
         ax.xaxis.set_major_locator(MaxNLocator(5))
     return figure
@@ -242,7 +242,7 @@ def ensemble_figure(scores: pd.DataFrame, *, method: str) -> Figure:
     rows = scores[(scores.method == method) & (scores.metric == "dice")]
     if rows.empty:
         raise ValueError(f"{method}: no scores of dice")
-    figure = Figure(figsize=(DOUBLE, 2.6))
+    figure = Figure(figsize=(DOUBLE, 2.8))
     left, right = figure.subplots(1, 2)
     for split, mine in rows.groupby("split", sort=False):
         means = mine.groupby(["ensemble_size", "seed"]).value.mean()

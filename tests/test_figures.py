@@ -59,6 +59,15 @@ def test_training_curve_and_its_best():
     assert (ax.lines[1].get_xdata()[0], ax.lines[1].get_ydata()[0]) == (20, 0.7)
 
 
+@pytest.mark.parametrize(
+    ("values", "scale"), [([0.4, 0.3, 0.2], "linear"), ([4, 0.3, 0.2], "log"), ([4, -1, 0], "linear")]
+)
+def test_a_loss_has_no_best(values, scale):
+    history = pd.DataFrame({"step": [10, 20, 30], "metric": "g_loss", "value": values})
+    (ax,) = figures.training_figure(history).axes
+    assert len(ax.lines) == 1 and ax.get_yscale() == scale
+
+
 def test_calibration_shows_ratios_ranges_and_words():
     calibration = pd.DataFrame(
         [("volume", 28.0, 14, "ml"), ("contrast", 0.2, "0.1-0.4", ""), ("cortical", 1.2, "almost none", "%")],
