@@ -37,7 +37,8 @@ reproduce: $(READY)
 	    -- '"$(TARGETS)"
 
 test: $(READY)
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py
+	$(PYTHON) -m pytest --capture no tests/test_reproduce.py
 
 lab: $(READY)
 	$(PYTHON) -m jupyterlab notebooks

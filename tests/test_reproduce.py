@@ -19,10 +19,9 @@ KILLED_AFTER_JOBS = 3
 
 
 def reproduce(out):
-    """Start `make reproduce` of the smoke profile; what it prints goes to out/log."""
-    with (out / "log").open("a") as log:
-        command = ["make", "reproduce", "PROFILE=smoke", f"OUT={out}"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    """Start `make reproduce` of the smoke profile; what it prints is shown, and kept in out/log."""
+    command = f"make reproduce PROFILE=smoke OUT='{out}' 2>&1 | tee -a '{out}/log'"
+    return subprocess.Popen(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +31,7 @@ def place(tmp_path_factory):
         committed = layout("smoke", str(out)).results / f"{table}.csv"  # as in a clone: results without their run
         committed.parent.mkdir(parents=True, exist_ok=True)
         committed.write_text("method\nnot this run's\n")
+    (out / "log").touch()
     first = reproduce(out)
     while (out / "log").read_text().count("Finished jobid") < KILLED_AFTER_JOBS and first.poll() is None:
         time.sleep(0.2)
@@ -78,6 +78,7 @@ def test_a_further_call_does_nothing(place):
 def test_notebooks_run_by_themselves_with_their_smoke_values(place):
     notebooks = sorted(NOTEBOOKS.glob("*.ipynb"))
     cells = sum(cell.cell_type == "code" for path in notebooks for cell in nbformat.read(path, as_version=4).cells)
+    print("every notebook by itself, some minutes ...", flush=True)
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300"]
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", "-o", "addopts=", *map(str, notebooks)],
