@@ -35,6 +35,7 @@ NAMES = {
     "kl_loss": "KL loss",
     "g_loss": "Generator loss",
     "d_loss": "Discriminator loss",
+    "vlb_loss": "Variational bound",
     "number": "Claim",
     "claim": "What is claimed",
     "estimate": "Difference",
