@@ -1,6 +1,7 @@
 # The two commands: `make reproduce` and `make test`. Each sets up its own .venv first.
 PROFILE ?= cpu
 DATA ?=
+FOLDS ?=
 OUT ?= $(if $(DATA),real-data,.)
 CORES ?= $(shell nproc)
 TARGETS ?=
@@ -15,6 +16,7 @@ export TQDM_MININTERVAL ?= 5
 
 help:
 	@echo "make reproduce [PROFILE=smoke|cpu|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
+	@echo "make reproduce FOLDS=all|'0 2'                                                      the same for other test folds"
 	@echo "make test                                                                           the tests"
 	@echo "make lab                                                                            JupyterLab on the notebooks"
 	@echo "make readme                                                                         README's numbers from results/"
@@ -30,11 +32,12 @@ $(READY): pyproject.toml constraints.txt
 reproduce: $(READY)
 	@mkdir -p "$(OUT)/runs"
 	@flock "$(OUT)/runs/.lock" sh -ec '\
+	  folds=$$($(PYTHON) -m pdlib.workflow folds "$(PROFILE)" "$(FOLDS)"); \
 	  out=$$(realpath "$(OUT)"); data=$$(test -z "$(DATA)" || realpath -m "$(DATA)"); \
 	  set -- --snakefile Snakefile --directory "$$out" --config profile=$(PROFILE) "data=$$data" "out=$$out"; \
 	  $(PYTHON) -m snakemake --quiet all --unlock "$$@" >/dev/null 2>&1 || true; \
-	  $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host "$$@" \
-	    -- '"$(TARGETS)"
+	  run() { $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host "$$@"; }; \
+	  for fold in $$folds; do run "$$@" "fold=$$fold" -- '"$(TARGETS)"'; done'
 
 test: $(READY)
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py

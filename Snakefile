@@ -10,7 +10,8 @@ from pdlib.workflow import IN_WORKFLOW, load_profile
 
 PROFILE = config.get("profile", "cpu")
 SETTINGS = load_profile(PROFILE)
-PLACE = layout(PROFILE, config.get("out", ""))
+FOLD = int(config.get("fold", SETTINGS["common"]["fold"]))
+PLACE = layout(PROFILE, config.get("out", ""), FOLD)
 SHARED = {"profile": PROFILE, "out": str(PLACE.out)}
 THREADS = SETTINGS["threads"]
 PYTHON = sys.executable
@@ -37,12 +38,13 @@ def done(job):
 
 
 def executed(job):
-    return str(PLACE.runs / "notebooks" / f"{job}.ipynb")
+    return str(PLACE.executed(job))
 
 
 def settings(name, **more):
-    """The profile's parameters of a notebook, with those of the job, as JSON."""
-    return json.dumps(SHARED | SETTINGS[name] | more)
+    """The profile's parameters of a notebook, with the fold and those of the job, as JSON."""
+    own = {"fold": FOLD} if "fold" in SETTINGS[name] else {}
+    return json.dumps(SHARED | SETTINGS[name] | own | more)
 
 
 def training_table(name):

@@ -33,8 +33,7 @@ class Run:
     """One fold of one profile: where things lie, which cases it has, and how networks are run on them.
 
     Args:
-        place: the folders.
-        fold: the test fold.
+        place: the folders, those of the test fold.
         seed: of the chains' noise.
         batch_size, precision: of inference.
         multiple: slices are padded to a multiple of this.
@@ -42,13 +41,17 @@ class Run:
     """
 
     place: Layout
-    fold: int
     seed: int
     batch_size: int
     precision: str
     multiple: int
     threshold: float
     vote: str
+
+    @property
+    def fold(self) -> int:
+        """The test fold."""
+        return self.place.fold
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,7 @@
 """Where things lie: the only file that knows the tree."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -9,43 +9,63 @@ CONFIGS = ROOT / "configs"
 NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
+SHARED_JOBS = ("01_prepare_data",)  # notebook runs that belong to no one fold
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of one profile under an output root: runs (ignored by git), results and figures."""
+    """The folders of one test fold of a profile under an output root: runs (ignored by git), results and figures.
+
+    Fold 0 lies at the top of each, fold k below fold_k there; the data and the folds at the top belong to all of them.
+    """
 
     out: Path
     profile: str
+    fold: int = 0
 
     @property
     def runs(self) -> Path:
         """Checkpoints, samples, executed notebooks."""
-        return self.out / "runs" / self.profile
+        return self._of_fold("runs")
 
     @property
     def results(self) -> Path:
         """Tidy CSV files, each with its stamp."""
-        return self.out / "results" / self.profile
+        return self._of_fold("results")
 
     @property
     def figures(self) -> Path:
         """Pictures and tables, rebuilt from results."""
-        return self.out / "figures" / self.profile
+        return self._of_fold("figures")
+
+    def _of_fold(self, kind: str) -> Path:
+        return self.out / kind / self.profile / (f"fold_{self.fold}" if self.fold else "")
+
+    @property
+    def shared(self) -> "Layout":
+        """Where lies what all folds share: the layout of fold 0."""
+        return replace(self, fold=0)
 
     @property
     def cases(self) -> Path:
         """What the first notebook found: the data folder, its fingerprint and its preprocessing."""
-        return self.runs / "cases.json"
+        return self.shared.runs / "cases.json"
 
     @property
     def folds(self) -> Path:
         """The subject-level folds."""
-        return self.results / "folds.csv"
+        return self.shared.results / "folds.csv"
 
     def done(self, job: str) -> Path:
         """The mark that a notebook run has ended. Results alone say nothing: committed ones come without their run."""
-        return self.runs / "done" / job
+        return self._runs_of(job) / "done" / job
+
+    def executed(self, job: str) -> Path:
+        """The executed copy of a notebook run."""
+        return self._runs_of(job) / "notebooks" / f"{job}.ipynb"
+
+    def _runs_of(self, job: str) -> Path:
+        return (self.shared if job in SHARED_JOBS else self).runs
 
     def weights(self, name: str) -> Path:
         """The folder of one training."""
@@ -60,13 +80,13 @@ class Layout:
         return self.runs.joinpath("samples", *names)
 
 
-def layout(profile: str, out: str = "") -> Layout:
-    """The layout of a profile under out; where that is empty, under $PDLIB_OUT or else the repository."""
-    return Layout(Path(out or os.environ.get("PDLIB_OUT") or ROOT).resolve(), profile)
+def layout(profile: str, out: str = "", fold: int = 0) -> Layout:
+    """The layout of a fold of a profile under out; where that is empty, under $PDLIB_OUT or else the repository."""
+    return Layout(Path(out or os.environ.get("PDLIB_OUT") or ROOT).resolve(), profile, fold)
 
 
 def latest_weights() -> Path:
-    """The weights folder whose denoiser was trained last, for `segment`; FileNotFoundError where there is none."""
+    """The weights folder whose denoiser was trained last, of fold 0, for `segment`; FileNotFoundError: none."""
     runs = Path(os.environ.get("PDLIB_OUT") or ROOT) / "runs"
     found = sorted(runs.glob("*/weights/denoiser/best.safetensors"), key=lambda path: path.stat().st_mtime)
     if not found:

@@ -1,6 +1,7 @@
 """Notebooks as jobs: a profile's parameters, checked against the notebook that takes them, and one papermill run.
 
 `python -m pdlib.workflow NOTEBOOK EXECUTED PARAMETERS` runs one, parameters as JSON: the Snakefile's jobs call it.
+`python -m pdlib.workflow folds PROFILE FOLDS` prints the test folds that `make reproduce FOLDS=...` runs.
 """
 
 import fcntl
@@ -36,6 +37,21 @@ def load_profile(name: str) -> dict:
         known = sorted(p.stem for p in CONFIGS.glob("*.yaml") if not p.stem.startswith("phantom"))
         raise ValueError(f"unknown profile {name!r}: choose one of {known}")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def chosen_folds(profile: str, asked: str) -> list[int]:
+    """The test folds that FOLDS asks for: the profile's own where it is empty, "all", or a list such as "0 2".
+
+    ValueError for what is no fold of the profile.
+    """
+    settings = load_profile(profile)
+    known = [str(fold) for fold in range(settings["01_prepare_data"]["folds"])]
+    folds = known if asked == "all" else asked.split() or [str(settings["common"]["fold"])]
+    if unknown := [fold for fold in folds if fold not in known]:
+        raise ValueError(
+            f"FOLDS={asked}: profile {profile} has no fold {unknown[0]!r}: say all, or of {', '.join(known)}"
+        )
+    return [int(fold) for fold in folds]
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
@@ -90,6 +106,7 @@ def require(place: Layout, *jobs: str) -> None:
     data = json.loads(place.cases.read_text(encoding="utf-8")) if place.cases.exists() else {"phantom": True}
     settings = {
         "PROFILE": place.profile,
+        "FOLDS": place.fold,
         "OUT": place.out,
         "DATA": "" if data["phantom"] else data["root"],
         "PYTHON": sys.executable,
@@ -111,6 +128,9 @@ def _only_one(path: Path) -> Iterator[None]:
 if __name__ == "__main__":
     print(f"{Path(sys.argv[2]).stem} starts", flush=True)
     try:
-        run_notebook(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+        if sys.argv[1] == "folds":
+            print(*chosen_folds(*sys.argv[2:]))
+        else:
+            run_notebook(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
     except (NotebookFailed, ValueError) as error:
         sys.exit(str(error))

@@ -131,7 +131,7 @@ class Trained:
 
     @property
     def run(self) -> experiment.Run:
-        return experiment.Run(self.place, 0, 0, 8, "32-true", 4, 0.5, "soft")
+        return experiment.Run(self.place, 0, 8, "32-true", 4, 0.5, "soft")
 
     @property
     def weights(self) -> Path:

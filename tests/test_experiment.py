@@ -57,7 +57,7 @@ def another_network(path):
 
 def test_no_subject_is_in_two_parts_whatever_the_fold(networks):
     for fold in range(3):
-        run = replace(networks.run, fold=fold)
+        run = replace(networks.run, place=replace(networks.place, fold=fold))
         parts = [set(run.subjects(split)) for split in ("train", "validation", "test")]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 9 and all(parts)
 

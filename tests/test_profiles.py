@@ -106,7 +106,7 @@ def test_profile_agrees_with_itself(profile):
     strides = {name: one["stride"] for name, one in found.items() if "stride" in one}
     assert strides.pop("08_truncate_both_ends") <= min(strides.values()) == max(strides.values())
     for key in ("fold", "seed", "multiple", "threshold", "vote"):
-        assert len({one[key] for one in found.values() if "fold" in one}) == 1, key
+        assert len({one[key] for one in found.values() if "fold" in one and key in one}) == 1, key
     assert max(found["06_ensemble_size"]["sizes"]) <= found["06_ensemble_size"]["pool"] // 2
     gaps = found["07_preseg_accuracy"]["dice_gaps"]
     assert gaps == sorted(gaps, reverse=True) and gaps[-1] == 0
