@@ -233,7 +233,7 @@ def draws(run: Run, weights: Path, subject: str, count: int, on_batch: OnBatch =
 
     A segmenter's are lesion probabilities, a generator's states of the chain. Cached beside the samples.
     """
-    network = _network(weights, run.device)
+    network = _source(run, weights)
     path = run.place.presegs(f"{weights.parent.name}-{weights.stem}") / _file_name(subject)
     recipe = _recipe(run, weights=digest(weights), seed=run.seed if network.stochastic else None)
     draw = partial(draw_once, run, network, subject, on_batch=on_batch)
@@ -249,7 +249,7 @@ def starts(run: Run, source: Path | None, subject: str, count: int) -> Drawn:
     if source is None:
         return Drawn(np.zeros((1, *run.volume(subject).brain.shape), np.float32), 0, 0.0)
     drawn = draws(run, source, subject, count)
-    if isinstance(_network(source, run.device), ConditionalGan):
+    if isinstance(_source(run, source), ConditionalGan):
         return drawn
     return replace(drawn, values=(drawn.values >= run.threshold).astype(np.float32))
 
@@ -282,19 +282,27 @@ def state_statistics(run: Run, weights: Path, diffusion: Diffusion, t_prime: int
     return pd.DataFrame(table).T
 
 
-def _network(weights: Path, device: torch.device) -> nn.Module:
-    return _load_network(weights, digest(weights), device)
+def _source(run: Run, weights: Path) -> nn.Module:
+    return _network(run, weights, "segmenter", "generator")[0]
 
 
-@lru_cache(maxsize=4)
-def _one_step(weights: Path, digest: str, device: torch.device) -> OneStep:
-    return inference.load_one_step(weights, device)
+def _network(run: Run, weights: Path, *kinds: str) -> tuple[nn.Module, dict]:
+    """A trained network of one of these kinds, and its card; every network that a run uses comes through here.
+
+    ValueError, naming the file, for one that was trained or chosen on other subjects than those of the run's fold.
+    """
+    network, card = _load_network(weights, digest(weights), run.device, kinds)
+    own = splits.split_subjects(run._folds, test_fold=run.fold)
+    for split in ("train", "validation"):
+        if card["data"][split] != own[split]:
+            raise ValueError(f"{weights}: its {split} subjects are not those of fold {run.fold}")
+    return network, card
 
 
-@lru_cache(maxsize=16)
-def _load_network(weights: Path, digest: str, device: torch.device) -> nn.Module:
+@lru_cache(maxsize=24)
+def _load_network(weights: Path, digest: str, device: torch.device, kinds: tuple[str, ...]) -> tuple[nn.Module, dict]:
     """digest: another training in the same place is another network."""
-    return inference.load_network(weights, device, "segmenter", "generator")[0]
+    return inference.load_network(weights, device, *kinds)
 
 
 @dataclass(frozen=True)
@@ -311,7 +319,7 @@ class Denoiser:
     def load(cls, run: Run, training: str = "denoiser") -> "Denoiser":
         """The best weights of a denoiser's training."""
         path = run.place.weights(training) / "best.safetensors"
-        network, card = inference.load_denoiser(path, run.device)
+        network, card = _network(run, path, "denoiser")
         return cls(training, network, inference.build_diffusion(**card["diffusion"]), card["t_max"], digest(path))
 
 
@@ -332,7 +340,7 @@ def chain_members(
     """
     if chain.t_prime > denoiser.t_max:
         raise ValueError(f"T' = {chain.t_prime} exceeds the {denoiser.t_max} steps that the denoiser was trained on")
-    last = None if one_step is None else _one_step(one_step, digest(one_step), run.device)
+    last = None if one_step is None else _one_step(run, one_step)
     if last is not None and last.t_stop != chain.t_stop:
         raise ValueError(f"{one_step}: trained for t_stop = {last.t_stop}, and the chain stops at {chain.t_stop}")
     digests = {key: path and digest(path) for key, path in (("source", source), ("one_step", one_step))}
@@ -347,6 +355,11 @@ def chain_members(
         return _members(run, denoiser.network, denoiser.diffusion, chain, last, subject, begun, members, on_batch)
 
     return _first_members(place / _file_name(subject), recipe, count, draw)
+
+
+def _one_step(run: Run, weights: Path) -> OneStep:
+    network, card = _network(run, weights, "one_step")
+    return OneStep(network, card["t_stop"], card["mask_only"])
 
 
 def _first_members(path: Path, recipe: str, count: int, draw: Callable[[int], Timed]) -> Drawn:

@@ -243,12 +243,6 @@ def load_denoiser(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     return load_network(path, device, "denoiser")
 
 
-def load_one_step(path: Path, device: torch.device) -> OneStep:
-    """ADDPM's trained denoising network, ready for a chain that stops at its t_stop."""
-    network, card = load_network(path, device, "one_step")
-    return OneStep(network, card["t_stop"], card["mask_only"])
-
-
 def load_network(path: Path, device: torch.device, *kinds: str) -> tuple[nn.Module, dict]:
     """A trained network of one of these kinds (keys of BUILDERS) in eval mode, and its card. ValueError for another."""
     tensors, card = read_weights(path)

@@ -1,6 +1,7 @@
 """Scores of a run: the right subjects, the right numbers, and nothing computed twice or left stale."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +61,34 @@ def test_no_subject_is_in_two_parts_whatever_the_fold(networks):
         run = replace(networks.run, place=replace(networks.place, fold=fold))
         parts = [set(run.subjects(split)) for split in ("train", "validation", "test")]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 9 and all(parts)
+
+
+SOURCES = ["attention_unet_0", "bayesian_unet_0", "probabilistic_unet_0", "tdpm_0300"]
+
+
+@pytest.mark.parametrize("name", [*SOURCES, "denoiser", "one_step_0200", "one_step_0200_mask"])
+def test_weights_of_another_fold_are_refused(trained, name):
+    place, denoiser = replace(trained.place, fold=1), experiment.Denoiser.load(trained.run)
+    run, path = replace(trained.run, place=place), place.weights(name) / "best.safetensors"
+    shutil.copytree(trained.weights, place.weights(""))
+    subject = run.subjects("test")[0]
+    with pytest.raises(ValueError, match=f"fold_1/weights/{name}/best.* its train subjects are not those of fold 1"):
+        if name == "denoiser":
+            experiment.Denoiser.load(run)
+        elif name in SOURCES:
+            experiment.draws(run, path, subject, 1)
+        else:
+            chain = trained.chain(t_prime=3, finish="one_step", t_stop=2)
+            experiment.chain_members(run, denoiser, chain, None, subject, 1, one_step=path)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_weights_of_other_subjects_are_refused(trained, split):
+    tensors, card = read_weights(trained.preseg)
+    card["data"][split].append(trained.run.subjects("test")[0])
+    save_file(tensors, trained.preseg, metadata={"card": json.dumps(card)})
+    with pytest.raises(ValueError, match=f"attention_unet_0/best.* its {split} subjects are not those of fold 0"):
+        experiment.starts(trained.run, trained.preseg, trained.run.subjects("test")[0], 1)
 
 
 def test_training_slices_are_those_of_the_training_subjects(networks):
