@@ -37,7 +37,8 @@ reproduce: $(READY)
 	  set -- --snakefile Snakefile --directory "$$out" --config profile=$(PROFILE) "data=$$data" "out=$$out"; \
 	  $(PYTHON) -m snakemake --quiet all --unlock "$$@" >/dev/null 2>&1 || true; \
 	  run() { $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host "$$@"; }; \
-	  for fold in $$folds; do run "$$@" "fold=$$fold" -- '"$(TARGETS)"'; done'
+	  for fold in $$folds; do run "$$@" "fold=$$fold" -- '"$(TARGETS)"'; done; \
+	  test "$(FOLDS)" != all || run "$$@" -- all_folds'
 
 test: $(READY)
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py

@@ -66,17 +66,15 @@ RUN = ENVIRONMENT + " {PYTHON} -m pdlib.workflow {params.name} {log:q} {params.p
 PREPARED = done("01_prepare_data")
 DENOISER = done("03_train_ddpm")
 TRAINED = [done(job) for job in NEEDED]
-COMPARED_JOBS = [
-    done(job)
-    for job in (
-        "04_compare_methods",
-        "05_sweep_t_prime",
-        "06_ensemble_size",
-        "07_preseg_accuracy",
-        "08_truncate_both_ends",
-        "10_fewer_calls",
-    )
-]
+SCORED = (
+    "04_compare_methods",
+    "05_sweep_t_prime",
+    "06_ensemble_size",
+    "07_preseg_accuracy",
+    "08_truncate_both_ends",
+    "10_fewer_calls",
+)
+COMPARED_JOBS = [done(job) for job in SCORED]
 
 
 rule all:
@@ -368,6 +366,29 @@ rule claims:
     params:
         name="11_claims",
         parameters=settings("11_claims"),
+    threads: THREADS
+    shell:
+        RUN
+
+
+# Not a part of a fold's graph: what every fold has left behind is pooled once all of them have run.
+EVERY_FOLD = range(SETTINGS["01_prepare_data"]["folds"])
+ALL_FOLDS = PLACE.shared.figures / "all_folds"
+
+
+rule all_folds:
+    input:
+        notebook("13_all_folds"),
+        [layout(**SHARED, fold=fold).done(job) for fold in EVERY_FOLD for job in (*SCORED, "08_truncate_both_ends")],
+    output:
+        touch(done("13_all_folds")),
+        both(ALL_FOLDS, *(f"{name}.{kind}" for name in ("fig3", "fig4") for kind in ("png", "pdf"))),
+        both(ALL_FOLDS, *(f"{name}.{kind}" for name in ("table1", "table2", "claims") for kind in ("csv", "md"))),
+    log:
+        executed("13_all_folds"),
+    params:
+        name="13_all_folds",
+        parameters=settings("13_all_folds", test_folds=list(EVERY_FOLD)),
     threads: THREADS
     shell:
         RUN

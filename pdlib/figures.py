@@ -196,13 +196,13 @@ def examples_figure(examples: Sequence[Example]) -> Figure:
 
 @_paper_style
 def t_prime_figure(
-    scores: pd.DataFrame, *, method: str, preseg: str, steps: int, chosen: int, interval: Mapping[str, float]
+    scores: pd.DataFrame, *, method: str, preseg: str, steps: int, chosen: Sequence[int], interval: Mapping[str, float]
 ) -> Figure:
     """Fig. 3: Dice and uncertainty of `method` against T', mean over subjects with its bootstrap interval.
 
     scores: rows of `records.COLUMNS`, one curve for each split in it. The Dice of the pre-segmentation `preseg` is a
-    dashed line for each split. steps is T; chosen the T' taken on the validation fold; interval the arguments of
-    `mean_interval`.
+    dashed line for each split. steps is T; chosen holds the T' taken on the validation subjects, of each fold; interval
+    the arguments of `mean_interval`.
     """
     for metric in ("dice", "uncertainty"):
         if not ((scores.method == method) & (scores.metric == metric)).any():
@@ -221,7 +221,9 @@ def t_prime_figure(
                 ax.axhline(
                     start.mean(), color=colour, linestyle="--", linewidth=0.8, label=f"{split}, {display_name(preseg)}"
                 )
-        ax.axvline(chosen, color="0.5", linestyle=":", linewidth=0.8, label=f"$T'$ = {chosen}, chosen on validation")
+        for t_prime in sorted({*chosen}):
+            label = f"$T'$ = {t_prime}, chosen on validation"
+            ax.axvline(t_prime, color="0.5", linestyle=":", linewidth=0.8, label=label)
         ax.set(xlabel="$T'$", xlim=(0, steps))
         top = ax.secondary_xaxis("top", functions=(lambda t: t / steps, lambda share: share * steps))
         top.set_xlabel("$T'/T$")

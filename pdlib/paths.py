@@ -9,7 +9,7 @@ CONFIGS = ROOT / "configs"
 NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
-SHARED_JOBS = ("01_prepare_data",)  # notebook runs that belong to no one fold
+SHARED_JOBS = ("01_prepare_data", "13_all_folds")  # notebook runs that belong to no one fold
 
 
 @dataclass(frozen=True)

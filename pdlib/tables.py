@@ -79,14 +79,15 @@ def table1(
     scores: rows of `records.COLUMNS`, of one split. Columns: method, n, nfe, seconds, and for each metric M: M, M_low,
     M_high, M_undefined (subjects without a value), M_difference (method - baseline) with _low, _high, _undefined, M_p
     (Wilcoxon) and M_holm (adjusted over the table's rows). A subject that a method lacks counts as undefined.
-    ValueError: scores of several splits, of no subject of a method, or of a method under several settings.
+    ValueError: scores of several splits, of no subject of a method, or of a method under several settings; a row that
+    chooses its own T' may have another in each fold.
     """
     subjects = _subjects(scores)
     base = _method_rows(scores, baseline)
     rows = []
     for method in methods:
         mine = _method_rows(scores, method)
-        row = {"method": method, "n": len(subjects), "nfe": mine.nfe.mean(), "seconds": mine.seconds.mean()}
+        row = {"method": method, "n": len(subjects), "nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
         rows.append(row | _scored(mine, None if method == baseline else base, subjects, metrics, interval))
     return _adjusted(pd.DataFrame(rows), metrics)
 
@@ -103,7 +104,7 @@ def table2(
     rows = []
     for preseg, method in levels.items():
         start, mine = _method_rows(scores, preseg), _method_rows(scores, method)
-        row = {"preseg": preseg, "n": len(subjects), "nfe": mine.nfe.mean(), "seconds": mine.seconds.mean()}
+        row = {"preseg": preseg, "n": len(subjects), "nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
         before = _scored(start, None, subjects, ["dice"], interval)
         row |= {f"preseg_{column}": value for column, value in before.items()}
         rows.append(row | _scored(mine, start, subjects, metrics, interval))
@@ -178,9 +179,11 @@ def _method_rows(scores: pd.DataFrame, method: str) -> pd.DataFrame:
     rows = scores[scores.method == method]
     if rows.empty:
         raise ValueError(f"{method}: no scores (there are {', '.join(map(str, scores.method.unique()))})")
-    settings = rows[["t_prime", "ensemble_size"]].drop_duplicates()
-    if len(settings) > 1:
-        raise ValueError(f"{method}: scores of several settings, {settings.to_dict('records')}")
+    by_fold = method in METHODS and METHODS[method].own_t_prime
+    for part in [part for _, part in rows.groupby("fold")] if by_fold else [rows]:
+        settings = part[["t_prime", "ensemble_size"]].drop_duplicates()
+        if len(settings) > 1:
+            raise ValueError(f"{method}: scores of several settings, {settings.to_dict('records')}")
     return rows
 
 

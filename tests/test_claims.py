@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import rows
 
-from pdlib.claims import ALL, ledger, solver_row
+from pdlib.claims import ALL, chosen_t_primes, ledger, solver_row
 
 INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
 BASE = np.linspace(0.5, 0.8, 12)
@@ -111,3 +111,19 @@ def test_the_validation_fold_chooses_and_the_test_fold_is_shown():
     found = read().reset_index()
     assert found[found.number == "C4"].claim.str.contains("T'/T = 0.3, best on validation").all()
     assert (found.n == 12).all()
+
+
+def test_each_fold_tests_the_t_prime_of_its_own_validation():
+    """Fold 0 chooses T' = 30 as above; fold 1 tests six of the subjects and chooses T' = 50."""
+    found = results(pd_ddpm=0.0)
+    sweep = found["t_prime_scores"].reset_index(drop=True)
+    sweep.loc[sweep.subject.isin([f"Utrecht/{i}" for i in range(6)]), "fold"] = 1
+    best = (sweep.fold == 1) & (sweep.split == "validation") & (sweep.t_prime == 50) & (sweep.metric == "dice")
+    sweep.loc[best, "value"] += 0.1
+    sweep.loc[(sweep.split == "test") & (sweep.t_prime == 50) & (sweep.metric == "dice"), "value"] += 0.02
+    assert chosen_t_primes(sweep).to_dict() == {0: 30, 1: 50}
+    how = {"presegmenter": "attention_unet", "few_calls": 10, "margin": 0.01, "interval": INTERVAL}
+    claims = ledger(found | {"t_prime_scores": sweep}, **how)
+    least, whole = claims[claims.number == "C4"].itertuples()
+    assert least.claim.startswith("T'/T = 0.3 or 0.5, best on validation")
+    assert (least.estimate, whole.estimate) == pytest.approx((0.02, 0.04))

@@ -29,7 +29,7 @@ def test_t_prime_curves_are_the_means_given():
                 truth[split, metric, t] = rng.random(4)
                 parts.append(rows("pd_ddpm", truth[split, metric, t], metric, split=split, t_prime=t, ensemble_size=5))
     figure = figures.t_prime_figure(
-        pd.concat(parts), method="pd_ddpm", preseg="attention_unet", steps=1000, chosen=100, interval=INTERVAL
+        pd.concat(parts), method="pd_ddpm", preseg="attention_unet", steps=1000, chosen=[100], interval=INTERVAL
     )
     for ax, metric in zip(figure.axes, ("dice", "uncertainty"), strict=True):
         for split in ("validation", "test"):

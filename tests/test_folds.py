@@ -1,12 +1,31 @@
-"""Test folds beside each other: their folders, and the command that runs them."""
+"""Test folds beside each other: their folders, the command that runs them, and their scores as one table."""
 
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
-from pdlib import workflow
+from pdlib import records, tables, workflow
 from pdlib.paths import ROOT, Layout, layout
+from pdlib.pooling import gap_names, name_by_gap, pool
+
+FOLDS = pd.DataFrame({"subject": ["a", "b", "c", "d", "e"], "fold": [0, 0, 0, 1, 2]})
+DICE = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.5, "e": 0.1}
+TESTED, VALIDATED = {0: "abc", 1: "d", 2: "e"}, {0: "d", 1: "e", 2: "abc"}
+
+
+def scored(subjects, fold, split, gain=0.0, method="pd_ddpm"):
+    about = {"method": method, "fold": fold, "seed": 0, "site": "Utrecht", "split": split, "nfe": 1, "seconds": 1.0}
+    return pd.concat([records.score_rows({"dice": DICE[s] + gain}, subject=s, **about) for s in subjects])
+
+
+@pytest.fixture
+def by_fold():
+    return {
+        fold: pd.concat([scored(TESTED[fold], fold, "test"), scored(VALIDATED[fold], fold, "validation", gain=-0.1)])
+        for fold in TESTED
+    }
 
 
 def test_fold_0_lies_at_the_top_and_the_others_below_it(tmp_path):
@@ -17,7 +36,7 @@ def test_fold_0_lies_at_the_top_and_the_others_below_it(tmp_path):
     assert second.weights("denoiser") == tmp_path / "runs/cpu/fold_2/weights/denoiser"
     assert second.done("03_train_ddpm") == tmp_path / "runs/cpu/fold_2/done/03_train_ddpm"
     assert (second.cases, second.folds) == (first.cases, first.folds) and second.shared == first
-    for job in ("01_prepare_data",):
+    for job in ("01_prepare_data", "13_all_folds"):
         assert second.done(job) == first.done(job) and second.executed(job) == first.executed(job)
     assert second.executed("11_claims") != first.executed("11_claims")
 
@@ -56,7 +75,7 @@ def test_another_fold_is_a_graph_of_its_own_on_the_same_data(tmp_path):
     written = [path for line in lines if line.startswith("output: ") for path in line[len("output: ") :].split(", ")]
     kinds = [place.runs, place.results, place.figures]
     assert len(written) > 50 and all(any(path.startswith(f"{kind}/") for kind in kinds) for path in written)
-    assert "rule claims:" in lines and "rule prepare_data:" not in lines
+    assert "rule claims:" in lines and "rule prepare_data:" not in lines and "rule all_folds:" not in lines
 
 
 def test_a_notebook_asks_for_the_earlier_ones_of_its_fold(tmp_path, monkeypatch):
@@ -67,3 +86,46 @@ def test_a_notebook_asks_for_the_earlier_ones_of_its_fold(tmp_path, monkeypatch)
     workflow.require(place, "03_train_ddpm")
     assert "FOLDS=2" in asked
     assert f"TARGETS='{place.shared.done('01_prepare_data')}' '{place.done('03_train_ddpm')}'" in asked
+
+
+def test_pooled_scores_by_hand(by_fold):
+    """Subjects weigh alike: (.9 + .8 + .7 + .5 + .1) / 5, not the mean of the folds' means; validation stays apart."""
+    scores = pool(by_fold, FOLDS)
+    assert len(scores) == 10 and scores.groupby(["split", "subject"]).size().eq(1).all()
+    assert scores.groupby("split").value.mean().to_dict() == pytest.approx({"test": 0.6, "validation": 0.5})
+    how = {"methods": ["pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["dice"]}
+    how["interval"] = {"resamples": 100, "confidence": 0.95, "seed": 0}
+    table = tables.table1(scores[scores.split == "test"], **how)
+    assert table.n[0] == 5 and table.dice[0] == pytest.approx(0.6)
+
+
+def test_pooling_refuses_a_subject_where_it_is_not_tested(by_fold):
+    twice = by_fold | {1: pd.concat([by_fold[1], scored("a", 1, "test")])}
+    with pytest.raises(ValueError, match="fold 1: its test rows are not those of its test subjects"):
+        pool(twice, FOLDS)
+    missing = by_fold | {0: by_fold[0][by_fold[0].subject != "b"]}
+    with pytest.raises(ValueError, match="fold 0: its test rows"):
+        pool(missing, FOLDS)
+    with pytest.raises(ValueError, match="fold 2: its validation rows"):
+        pool(by_fold | {2: pd.concat([scored("e", 2, "test"), scored("ab", 2, "validation")])}, FOLDS)
+    with pytest.raises(ValueError, match="fold 0: its test rows"):
+        pool({0: by_fold[0].assign(fold=1)}, FOLDS)
+
+
+def test_checkpoints_pool_by_the_gap_they_were_picked_for():
+    """The step nearest to a gap differs from fold to fold; so may the order of the steps."""
+    gaps, picked = [0.0, 0.03, 0.01], {0: [100, 300, 200], 1: [400, 200, 500]}
+    assert gap_names(gaps) == ["step 0.03 below best", "step 0.01 below best", "best"]
+    found = {}
+    for fold, steps in picked.items():
+        old = ["empty", *(f"step {step}" for step in steps[:-1]), "best"]
+        rows = [
+            scored(TESTED[fold], fold, "test", method=f"{kind}{name}") for name in old for kind in ("", "pd_ddpm from ")
+        ]
+        named = name_by_gap(pd.concat(rows), steps, gaps)
+        pd.testing.assert_frame_equal(named.drop(columns="method"), pd.concat(rows).drop(columns="method"))
+        found[fold] = list(dict.fromkeys(named.method))
+    assert found[0] == found[1]
+    assert found[0][2:4] == ["step 0.03 below best", "pd_ddpm from step 0.03 below best"]
+    with pytest.raises(ValueError, match="step 700: no scores"):
+        name_by_gap(pd.concat(rows), [400, 700, 500], gaps)

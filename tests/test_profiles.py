@@ -21,7 +21,7 @@ from pdlib.workflow import NotebookFailed, load_profile, run_notebook
 
 PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("phantom"))
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-OF_THE_JOB = {"profile", "out", "data", "architecture", "network"}  # the Snakefile sets these
+OF_THE_JOB = {"profile", "out", "data", "architecture", "network", "test_folds"}  # the Snakefile sets these
 
 
 def sections(profile):
@@ -96,6 +96,9 @@ def test_profile_agrees_with_itself(profile):
     chains = [found["03_train_ddpm"]["sampling"], *(one for one in found.values() if "eta" in one)]
     assert {one["presegmenter"] for one in found.values() if "presegmenter" in one} <= set(architectures)
     assert found["04_compare_methods"]["t_prime_candidates"] == found["03_train_ddpm"]["tdpm"]["t_primes"]
+    pooled = {name: found["13_all_folds"][name] for name in ("presegmenter", "few_calls", "margin", "seed")}
+    assert pooled.items() <= found["11_claims"].items()
+    assert found["13_all_folds"]["dice_gaps"] == found["07_preseg_accuracy"]["dice_gaps"]
     assert found["11_claims"]["few_calls"] == found["10_fewer_calls"]["few_calls"] in found["10_fewer_calls"]["calls"]
     assert found["06_ensemble_size"]["agreement_size"] == found["04_compare_methods"]["ensemble_size"]
     assert found["06_ensemble_size"]["deep_ensemble_seeds"] == found["04_compare_methods"]["deep_ensemble_seeds"]

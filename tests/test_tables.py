@@ -114,6 +114,19 @@ def test_tables_refuse_a_mixture(scores):
         tables.table1(scores, **how | {"methods": ["ddpm"]})
 
 
+def test_a_row_that_chooses_its_t_prime_may_do_so_in_each_fold(scores):
+    how = {"methods": ["tdpm"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    one, two = (rows("tdpm", [0.4, 0.6], fold=fold, t_prime=t, nfe=t) for fold, t in ((0, 3), (1, 5)))
+    two["subject"] = ["Utrecht/2", "Utrecht/3"]
+    table = tables.table1(pd.concat([scores, one, two]), **how)
+    assert table.dice[0] == pytest.approx(0.5) and table.nfe[0] == 4
+    with pytest.raises(ValueError, match="tdpm: scores of several settings"):
+        tables.table1(pd.concat([scores, one, two.assign(fold=0)]), **how)
+    with pytest.raises(ValueError, match="x0_jump: scores of several settings"):
+        parts = [part.assign(method="x0_jump") for part in (one, two)]
+        tables.table1(pd.concat([scores, *parts]), **how | {"methods": ["x0_jump"]})
+
+
 def test_the_papers_numbers_are_whole_and_consistent():
     """Its Table 1 and Table 2 agree where they meet, and Jaccard follows Dice row by row to what averaging allows."""
     paper = read_table(paths.PAPER_NUMBERS)
