@@ -1,4 +1,7 @@
-"""A volume in; mask, mean and uncertainty volumes out: cut, pad, batch slices x members, stitch."""
+"""A volume in; mask, mean and uncertainty volumes out: cut and pad, slices through networks, stitch.
+
+Volumes have one class (white matter lesions); `slices` carries any number.
+"""
 
 import time
 from collections.abc import Callable
@@ -15,12 +18,11 @@ from pdlib.codec import build_codec
 from pdlib.data.wmh import Volume
 from pdlib.denoiser import GuidedUNet
 from pdlib.generators import ConditionalGan, build_generator
-from pdlib.sampler import Chain, Diffusion, sample
+from pdlib.sampler import Chain, Diffusion
 from pdlib.schedule import build_schedule
 from pdlib.segmenters import build_segmenter
+from pdlib.slices import OnBatch, OneStep, Timed, draw_slices, sample_slices
 from pdlib.training import read_weights
-
-OnBatch = Callable[[int], None]  # network calls on images just made
 
 
 @dataclass(frozen=True)
@@ -76,32 +78,6 @@ def brain_slices(volume: Volume, multiple: int) -> tuple[Tensor, Window]:
     return torch.from_numpy(np.stack([window.cut(channel) for channel in volume.image], axis=1)), window
 
 
-class CountedCalls:
-    """A network that counts the images it was called on: the numbers of network calls in the tables come from here."""
-
-    def __init__(self, network: Callable[..., Tensor], precision: str, on_batch: OnBatch):
-        self.network, self.precision, self.on_batch = network, precision, on_batch
-        self.images = 0
-
-    def __call__(self, x: Tensor, *arguments) -> Tensor:
-        self.images += len(x)
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            output = self.network(x, *arguments)
-        self.on_batch(len(x))
-        return output.float()
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A prediction with its cost: network calls per image and the seconds spent."""
-
-    values: np.ndarray
-    calls: int
-    seconds: float
-
-
-@torch.inference_mode()
 def draw_member(
     network: nn.Module,
     volume: Volume,
@@ -120,35 +96,16 @@ def draw_member(
     A draw depends on (seed, subject, slice, member) alone; that of a deterministic network on none of them.
     """
     started = time.perf_counter()
-    device = next(network.parameters()).device
     image, window = brain_slices(volume, multiple)
     numbers = torch.from_numpy(window.slices)
     streams = noise.subject_streams(seed, subject, numbers, torch.full_like(numbers, member))
-    counted = CountedCalls(network, precision, on_batch)
-    outputs = [
-        counted(image[part].to(device), streams[part].to(device)).cpu()
-        for part in torch.arange(len(image)).split(batch_size)
-    ]
-    values = window.put_back(torch.cat(outputs)[:, 0].numpy(), volume.brain.shape)
+    drawn = draw_slices(network, image, streams, batch_size=batch_size, precision=precision, on_batch=on_batch)
+    values = window.put_back(drawn.values[:, 0], volume.brain.shape)
     if not isinstance(network, ConditionalGan):
         values = expit(values) * volume.brain
-    return Timed(values, counted.images // len(image), time.perf_counter() - started)
+    return Timed(values, drawn.calls, time.perf_counter() - started)
 
 
-@dataclass(frozen=True)
-class OneStep:
-    """ADDPM's denoising network, which turns the state at index t_stop - 1 into the mask; mask_only hides the image."""
-
-    network: nn.Module
-    t_stop: int
-    mask_only: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[N, image + 1, H, W] -> logits [N, 1, H, W]."""
-        return self.network(x[:, -1:] if self.mask_only else x)
-
-
-@torch.inference_mode()
 def sample_members(
     network: nn.Module,
     volume: Volume,
@@ -171,34 +128,29 @@ def sample_members(
     (seed, subject, slice, e) alone, whatever the batch size and the other members.
     """
     started = time.perf_counter()
-    device = next(network.parameters()).device
     image, window = brain_slices(volume, multiple)
-    start = torch.from_numpy(np.stack([window.cut(one.astype(np.float32)) for one in starts]))  # [1 or E, N, H, W]
-    row, place = torch.cartesian_prod(torch.arange(len(image)), torch.arange(len(members))).unbind(dim=1)
-    member = torch.tensor(members)[place]
-    streams = noise.subject_streams(seed, subject, torch.from_numpy(window.slices)[row], member)
-    counted = CountedCalls(network, precision, on_batch)
-    last = CountedCalls(one_step, precision, on_batch)
-    outputs = [
-        sample(
-            counted,
-            image[row[part]].to(device),
-            start[place[part] % len(start), row[part], None].to(device),
-            chain=chain,
-            diffusion=diffusion,
-            streams=streams[part].to(device),
-            refine=lambda x: torch.sigmoid(last(x)),
-        ).cpu()
-        for part in torch.arange(len(row)).split(batch_size)
-    ]
-    values = torch.cat(outputs).reshape(len(image), len(members), *image.shape[-2:]).transpose(0, 1).numpy()
-    values = window.put_back(values, volume.brain.shape) * volume.brain
-    return Timed(values, (counted.images + last.images) // len(row), time.perf_counter() - started)
+    start = torch.from_numpy(np.stack([window.cut(one.astype(np.float32)) for one in starts]))[:, :, None]
+    member, number = torch.meshgrid(torch.tensor(members), torch.from_numpy(window.slices), indexing="ij")  # [E, N]
+    streams = noise.subject_streams(seed, subject, number, member)
+    drawn = sample_slices(
+        network,
+        image,
+        start,
+        streams,
+        chain=chain,
+        diffusion=diffusion,
+        one_step=one_step,
+        batch_size=batch_size,
+        precision=precision,
+        on_batch=on_batch,
+    )
+    values = window.put_back(drawn.values[:, :, 0], volume.brain.shape) * volume.brain
+    return Timed(values, drawn.calls, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What an ensemble says of a volume, [Z, Y, X] each."""
+    """What an ensemble says: mask, mean and variance of every voxel or pixel."""
 
     mask: np.ndarray
     mean: np.ndarray
@@ -206,7 +158,7 @@ class Ensemble:
 
 
 def combine(members: np.ndarray, *, threshold: float, vote: str) -> Ensemble:
-    """Members [E, Z, Y, X] in 0..1 -> mask, mean and variance over members (ddof 0)."""
+    """Members [E, ...] in 0..1 -> mask, mean and variance over members (ddof 0), [...] each."""
     mean, variance, mask = ops.ensemble_stats(torch.from_numpy(members), threshold, vote)
     return Ensemble(mask.numpy(), mean.numpy(), variance.numpy())
 

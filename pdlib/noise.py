@@ -24,7 +24,7 @@ _INT31_TO_UNIT = 4.6566127342e-10  # Triton's uint_to_uniform_float
 
 @dataclass(frozen=True)
 class Streams:
-    """One random stream per row of a batch.
+    """One random stream per row of a batch; any shape [...] in the place of [N] is a batch of its elements in order.
 
     Args:
         keys: [N] 64-bit keys as int64, from `stream_key`.

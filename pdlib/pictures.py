@@ -11,6 +11,7 @@ from pdlib import inference, noise, ops
 from pdlib.data import wmh
 from pdlib.experiment import Denoiser, Run, chain_members, draws, silent, starts
 from pdlib.sampler import STARTS, Chain, sample
+from pdlib.slices import CountedCalls
 
 
 def widest_slice(run: Run, subject: str, array: np.ndarray) -> np.ndarray:
@@ -46,7 +47,7 @@ def chain_states(
     states.append((f"t = {start + 1}", first[0, 0].numpy(), preseg is not None))
     visited: list[np.ndarray] = []
     sample(
-        inference.CountedCalls(denoiser.network, run.autocast, silent),
+        CountedCalls(denoiser.network, run.autocast, silent),
         image.to(run.device),
         mask.to(run.device),
         chain=chain,
@@ -64,7 +65,7 @@ def denoised_references(run: Run, denoiser: Denoiser, subject: str, indices: lis
     """The widest slice's reference, and the x_start predicted from it after diffusion to each index, [H, W] each."""
     image, window, place, streams = _one_slice(run, subject)
     mask = torch.from_numpy(window.cut(run.volume(subject).mask)[place]).float()[None, None]
-    network = inference.CountedCalls(denoiser.network, run.autocast, silent)
+    network = CountedCalls(denoiser.network, run.autocast, silent)
     chain = Chain("preseg", "x0_jump", 1, 1, "ddpm", 1.0, "consistent")
     pictures = {"reference": mask[0, 0].numpy()}
     for index in indices:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from pdlib import experiment, inference, metrics, records
 from pdlib.data import wmh
+from pdlib.slices import CountedCalls
 from pdlib.training import read_weights
 
 
@@ -20,13 +21,13 @@ class Calls:
 
     def __init__(self, monkeypatch):
         self.images = 0
-        plain = inference.CountedCalls.__call__
+        plain = CountedCalls.__call__
 
         def counted(network, x, *arguments):
             self.images += len(x)
             return plain(network, x, *arguments)
 
-        monkeypatch.setattr(inference.CountedCalls, "__call__", counted)
+        monkeypatch.setattr(CountedCalls, "__call__", counted)
 
     def since(self) -> int:
         images, self.images = self.images, 0
