@@ -18,7 +18,8 @@ from pdlib.codec import build_codec
 from pdlib.data.wmh import Volume
 from pdlib.denoiser import GuidedUNet
 from pdlib.generators import ConditionalGan, build_generator
-from pdlib.sampler import Chain, Diffusion
+from pdlib.noise import Streams
+from pdlib.sampler import Chain, Diffusion, preseg_start
 from pdlib.schedule import build_schedule
 from pdlib.segmenters import build_segmenter
 from pdlib.slices import OnBatch, OneStep, Timed, draw_slices, sample_slices
@@ -124,14 +125,18 @@ def sample_members(
 ) -> Timed:
     """Ensemble members of a chain, [E, Z, Y, X] float32 in 0..1, zero outside the brain.
 
-    starts: what the chain starts from, [1, Z, Y, X] for all members or [E, Z, Y, X]. Member e depends on it and on
-    (seed, subject, slice, e) alone, whatever the batch size and the other members.
+    starts: what the chain starts from, [1, Z, Y, X] for all members or [E, Z, Y, X]; beyond the image an empty mask, or
+    beside a generator's state one that is diffused. Member e depends on it and on (seed, subject, slice, e) alone,
+    whatever the batch size and the other members.
     """
     started = time.perf_counter()
     image, window = brain_slices(volume, multiple)
     start = torch.from_numpy(np.stack([window.cut(one.astype(np.float32)) for one in starts]))[:, :, None]
     member, number = torch.meshgrid(torch.tensor(members), torch.from_numpy(window.slices), indexing="ij")  # [E, N]
     streams = noise.subject_streams(seed, subject, number, member)
+    if chain.start == "given":  # a generator's state ends where the image does, and the window may not
+        inside = torch.from_numpy(window.cut(np.ones_like(volume.brain)))[:, None]  # [N, 1, H, W]
+        start = torch.where(inside, start, _empty_start(streams, inside.shape[1:], chain, diffusion))
     drawn = sample_slices(
         network,
         image,
@@ -146,6 +151,13 @@ def sample_members(
     )
     values = window.put_back(drawn.values[:, :, 0], volume.brain.shape) * volume.brain
     return Timed(values, drawn.calls, time.perf_counter() - started)
+
+
+def _empty_start(streams: Streams, shape: tuple[int, ...], chain: Chain, diffusion: Diffusion) -> Tensor:
+    """An empty mask diffused to the index where a chain starts. streams [E, N], shape [C, H, W] -> [E, N, C, H, W]."""
+    empty = torch.zeros(streams.keys.numel(), *shape)
+    started = preseg_start(empty, chain.start_index(diffusion.schedule), streams, diffusion)
+    return started.unflatten(0, streams.keys.shape)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pdlib import inference
+from pdlib import inference, noise
+from pdlib.codec import build_codec
 from pdlib.inference import Window, brain_slices, combine, draw_member, sample_members
 from pdlib.sampler import Chain
 from pdlib.training import read_weights
@@ -77,7 +78,7 @@ def segment(network, volume, **changes):
     return draw_member(network, volume, **(settings | changes))
 
 
-def draw(network, volume, preseg, setting, **changes):
+def draw(network, volume, start, setting, **changes):
     settings = {
         "chain": CHAIN,
         "diffusion": setting,
@@ -87,7 +88,8 @@ def draw(network, volume, preseg, setting, **changes):
         "members": range(2),
     }
     settings |= {"multiple": 4, "batch_size": 4, "precision": "32-true", "on_batch": lambda images: None}
-    return sample_members(network, volume, preseg[None], **(settings | changes))
+    starts = start.reshape(-1, *volume.brain.shape)  # one, or one a member
+    return sample_members(network, volume, starts, **(settings | changes))
 
 
 @pytest.fixture
@@ -165,6 +167,28 @@ def test_the_reference_has_no_way_into_a_prediction(volume, preseg, denoiser, se
         np.testing.assert_array_equal(segment(segmenter, other).values, segment(segmenter, volume).values)
         with_it = draw(denoiser[0], volume, preseg, denoiser[1]).values
         np.testing.assert_array_equal(draw(denoiser[0], other, preseg, denoiser[1]).values, with_it)
+
+
+@pytest.mark.parametrize("codec", ["zero_one", "minus_one_one"])
+def test_a_given_state_goes_on_beyond_the_image_as_a_diffused_empty_mask(volume, denoiser, codec):
+    """By hand: the state inside; outside the codec's background and the noise of the slice and member."""
+    setting = replace(denoiser[1], codec=build_codec(codec))
+    first = []
+    handle = denoiser[0].register_forward_pre_hook(lambda module, arguments: first.append(arguments[0][:, 2:].clone()))
+    states = np.random.default_rng(0).standard_normal((2, *volume.brain.shape), dtype=np.float32)
+    draw(denoiser[0], volume, states, setting, chain=replace(CHAIN, start="given"), multiple=8, batch_size=6)
+    handle.remove()
+    _, window = brain_slices(volume, 8)
+    assert window.top < 0 and window.height > volume.brain.shape[1], "it sticks out on both sides"
+    inside = window.cut(np.ones(volume.brain.shape, dtype=bool))[:, None]
+    abar = float(setting.schedule.abar(3))
+    background = abar**0.5 * setting.codec.low
+    for place, z in enumerate(window.slices):
+        for member in range(2):
+            streams = noise.subject_streams(0, "Utrecht/7", torch.tensor([z]), torch.tensor([member]))
+            empty = background + (1 - abar) ** 0.5 * noise.normal(streams, noise.START, 1, *inside.shape[2:])[0]
+            expected = np.where(inside[place], window.cut(states[member])[place], empty)
+            np.testing.assert_allclose(first[0][2 * place + member], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
