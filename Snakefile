@@ -82,6 +82,7 @@ rule all:
         both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf"))),
         both(PLACE.figures, *(f"table{n}.{kind}" for n in (1, "1_by_site", 2) for kind in ("csv", "md"))),
         both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
+        both(PLACE.figures, "fundus.csv", "fundus.md"),
         both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
         both(PLACE.figures, "agreement.png", "agreement.pdf"),
         both(PLACE.figures, "claims.csv", "claims.md"),
@@ -209,6 +210,7 @@ rule truncate_both_ends:
     output:
         touch(done("08_truncate_both_ends")),
         both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
+        both(PLACE.figures, "fundus.csv", "fundus.md"),
         str(PLACE.results / "truncation_scores.csv"),
         str(PLACE.results / "fundus_scores.csv"),
     log:

@@ -1,4 +1,4 @@
-"""The WMH challenge's scores of one subject's volume, with the unit and the empty rule of each one in the open."""
+"""The WMH challenge's scores of a volume, and Dice by class; the unit and the empty rule of each one in the open."""
 
 from collections.abc import Sequence
 
@@ -52,6 +52,13 @@ def score_volume(reference: ArrayLike, prediction: ArrayLike, spacing_mm: Sequen
         "lesion_f1": f1,
         "avd_percent": 100 * _ratio(abs(n_lesion - n_predicted), n_lesion),
     }
+
+
+def class_dice(mask: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    """Dice of the pixels of each class and image. Masks [..., H, W] in {0, 1} -> [...]; NaN where both are empty."""
+    mask, reference = np.asarray(mask, bool), np.asarray(reference, bool)
+    both, sizes = (mask & reference).sum((-2, -1)), mask.sum((-2, -1)) + reference.sum((-2, -1))
+    return np.divide(2 * both, sizes, out=np.full(sizes.shape, np.nan), where=sizes > 0)
 
 
 def uncertainty(variance: ArrayLike, brain: ArrayLike) -> float:

@@ -47,6 +47,8 @@ UNITS = {
     "risk_area_oracle": "1",
     "risk_area_random": "1",
     "calibration_error": "1",
+    "dice_disc": "1",
+    "dice_cup": "1",
 }
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "nilearn", "pandas", "matplotlib")
 OUTPUTS = ("*.csv", "*.stamp.json", "*.png", "*.pdf", "*.md")

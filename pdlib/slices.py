@@ -1,7 +1,7 @@
 """Slices through networks and chains, whatever they are slices of: any number of classes, batched, counted, timed."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,41 +109,3 @@ def sample_slices(
     ]
     values = torch.cat(outputs).unflatten(0, (count, size)).transpose(0, 1).numpy()
     return Timed(values, (counted.images + last.images) // len(row), time.perf_counter() - started)
-
-
-@torch.inference_mode()
-def predict_slices(
-    networks: Mapping[str, nn.Module],
-    image: Tensor,
-    *,
-    classes: int,
-    chain: Chain | None,
-    diffusion: Diffusion,
-    streams: Streams,
-    threshold: float,
-) -> Tensor:
-    """One member of a chain for each image, or without a chain the segmenter's own answer. [N, in, H, W] -> 0..1
-    [N, classes, H, W].
-
-    networks: "segmenter", unless the chain starts from pure noise, "denoiser" and, for a chain that stops before the
-    end, "one_step".
-    """
-    begun = torch.zeros(len(image), classes, *image.shape[2:], device=image.device)
-    if chain is None or chain.start == "preseg":
-        begun = torch.sigmoid(networks["segmenter"](image))
-    if chain is None:
-        return begun
-    return sample(
-        networks["denoiser"],
-        image,
-        (begun >= threshold).float(),
-        chain=chain,
-        diffusion=diffusion,
-        streams=streams,
-        refine=lambda x: torch.sigmoid(networks["one_step"](x)),
-    )
-
-
-def class_dice(mask: Tensor, reference: Tensor) -> Tensor:
-    """Dice of every image and class, of its pixels. Two bool masks [N, C, H, W] -> [N, C], NaN where both are empty."""
-    return 2 * (mask & reference).sum((2, 3)) / (mask.sum((2, 3)) + reference.sum((2, 3)))

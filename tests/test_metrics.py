@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pdlib.metrics import predictive_entropy, relative_uncertainty, score_volume, uncertainty
+from pdlib.metrics import class_dice, predictive_entropy, relative_uncertainty, score_volume, uncertainty
 
 MM = (3.0, 0.96, 0.95)
 
@@ -206,3 +206,10 @@ def test_uncertainty_and_entropy():
     assert np.isnan(uncertainty(values, brain & False))
     with pytest.raises(ValueError, match="brain: shape"):
         uncertainty(values, brain[0])
+
+
+def test_dice_of_each_class():
+    """Half found, nothing found, found where nothing is, and nothing on either side."""
+    mask = volume((2, 2, 2, 2), (0, 0, 0), (1, 0))
+    reference = volume((2, 2, 2, 2), (0, 0, (0, 2), 0), (0, 1, 1))
+    np.testing.assert_array_equal(class_dice(mask, reference), [[0.5, 0], [0, np.nan]])

@@ -47,7 +47,7 @@ def test_every_figure_and_table_is_there(place):
     for name in ("fig1", "fig2", "fig3", "fig4", "truncation", "fewer_calls", "agreement"):
         assert (place.figures / f"{name}.png").stat().st_size > 10_000
         assert (place.figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    for name in ("table1", "table1_by_site", "table2", "truncation", "claims", "fewer_calls"):
+    for name in ("table1", "table1_by_site", "table2", "truncation", "fundus", "claims", "fewer_calls"):
         assert (place.figures / f"{name}.md").read_text().count("|") > 20
         assert len(pd.read_csv(place.figures / f"{name}.csv")) >= 3
     methods = load_profile("smoke")["04_compare_methods"]["methods"]

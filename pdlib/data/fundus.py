@@ -16,6 +16,7 @@ from scipy.special import expit
 
 from pdlib.data.recipe import from_mapping
 
+CLASSES = ("disc", "cup")  # the channels of every mask
 VESSEL_STEP = 0.005  # between two points of a vessel; below a pixel of any crop up to 200 pixels wide
 BEYOND = 0.75  # from the centre of the disc: no longer in the crop
 
@@ -134,6 +135,14 @@ def majority(raters: np.ndarray) -> np.ndarray:
     A tie is outside: of six raters four are needed. A majority for the cup is one for the disc around it.
     """
     return (2 * raters.sum(0, dtype=int) > len(raters)).astype(np.uint8)
+
+
+def majority_of_others(raters: np.ndarray) -> np.ndarray:
+    """What each rater is to be compared with, for theirs is no vote. [R, ..., H, W] uint8 -> the same.
+
+    Of five others three are needed.
+    """
+    return np.stack([majority(np.delete(raters, r, axis=0)) for r in range(len(raters))])
 
 
 class Contour(NamedTuple):
