@@ -91,7 +91,7 @@ def learned_variances(run: Run, denoiser: Denoiser, subject: str, indices: list[
     """
     image, window, place, streams = _one_slice(run, subject)
     mask, brain = (window.cut(array)[place] > 0 for array in (run.volume(subject).mask, run.volume(subject).brain))
-    network, schedule = inference.CountedCalls(denoiser.network, run.autocast, silent), denoiser.diffusion.schedule
+    network, schedule = CountedCalls(denoiser.network, run.autocast, silent), denoiser.diffusion.schedule
     x_start = denoiser.diffusion.codec.encode(torch.from_numpy(mask).float()[None, None])
     rows = {}
     for index in indices:
