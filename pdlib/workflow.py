@@ -126,11 +126,12 @@ def _only_one(path: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(f"{Path(sys.argv[2]).stem} starts", flush=True)
     try:
         if sys.argv[1] == "folds":
             print(*chosen_folds(*sys.argv[2:]))
         else:
-            run_notebook(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+            executed = Path(sys.argv[2])
+            print(f"{executed.stem} starts", flush=True)
+            run_notebook(sys.argv[1], executed, json.loads(sys.argv[3]))
     except (NotebookFailed, ValueError) as error:
         sys.exit(str(error))
