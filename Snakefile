@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from pdlib.methods import jobs
+from pdlib.methods import SCORED, jobs
 from pdlib.paths import CONFIGS, NOTEBOOKS, layout
 from pdlib.workflow import IN_WORKFLOW, load_profile
 
@@ -66,14 +66,6 @@ RUN = ENVIRONMENT + " {PYTHON} -m pdlib.workflow {params.name} {log:q} {params.p
 PREPARED = done("01_prepare_data")
 DENOISER = done("03_train_ddpm")
 TRAINED = [done(job) for job in NEEDED]
-SCORED = (
-    "04_compare_methods",
-    "05_sweep_t_prime",
-    "06_ensemble_size",
-    "07_preseg_accuracy",
-    "08_truncate_both_ends",
-    "10_fewer_calls",
-)
 COMPARED_JOBS = [done(job) for job in SCORED]
 
 
@@ -142,6 +134,7 @@ rule train_denoiser:
     output:
         touch(DENOISER),
         training_table("denoiser"),
+        training_table("tdpm_states"),
         [training_table(f"tdpm_{t_prime:04d}") for t_prime in TDPM_T_PRIMES],
     log:
         executed("03_train_ddpm"),
@@ -381,7 +374,7 @@ ALL_FOLDS = PLACE.shared.figures / "all_folds"
 rule all_folds:
     input:
         notebook("13_all_folds"),
-        [layout(**SHARED, fold=fold).done(job) for fold in EVERY_FOLD for job in (*SCORED, "08_truncate_both_ends")],
+        [layout(**SHARED, fold=fold).done(job) for fold in EVERY_FOLD for job in SCORED],
     output:
         touch(done("13_all_folds")),
         both(ALL_FOLDS, *(f"{name}.{kind}" for name in ("fig3", "fig4") for kind in ("png", "pdf"))),

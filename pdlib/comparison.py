@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from pdlib.experiment import Denoiser, Run, chain_members, chain_rows, draws, segmenter_rows
-from pdlib.inference import OnBatch
 from pdlib.methods import METHODS, PRESEGMENTER, Method
 from pdlib.sampler import Chain
 from pdlib.schedule import scale_t_prime
+from pdlib.slices import OnBatch
 
 
 @dataclass(frozen=True)

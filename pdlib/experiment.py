@@ -22,9 +22,9 @@ from torch import nn
 from pdlib import agreement, inference, metrics, noise, ops, records
 from pdlib.data import splits, wmh
 from pdlib.generators import ConditionalGan
-from pdlib.inference import OnBatch, OneStep, Timed
 from pdlib.paths import ROOT, Layout
 from pdlib.sampler import Chain, Diffusion
+from pdlib.slices import OnBatch, OneStep, Timed
 from pdlib.training import SliceBank
 
 

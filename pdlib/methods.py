@@ -6,6 +6,14 @@ A row is a source (the training it begins with), a start and a finish of the one
 from dataclasses import dataclass
 
 PRESEGMENTER = "presegmenter"  # the segmenter that the profile names
+SCORED = (  # the notebooks whose scores the ledger reads
+    "04_compare_methods",
+    "05_sweep_t_prime",
+    "06_ensemble_size",
+    "07_preseg_accuracy",
+    "08_truncate_both_ends",
+    "10_fewer_calls",
+)
 DENOISERS = {"denoiser": "03_train_ddpm", "wolleb2021": "12_wolleb2021"}  # training: the notebook that does it
 
 
@@ -43,7 +51,7 @@ METHODS = {
     "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet"),
     "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet"),
     "ddpm": Method("DDPM", None, start="gaussian"),
-    "wolleb2021": Method("DDPM, Wolleb's settings", None, start="gaussian", denoiser="wolleb2021", step="ddpm"),
+    "wolleb2021": Method("DDPM as published", None, start="gaussian", denoiser="wolleb2021", step="ddpm"),
     "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True),
     "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True),
     "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg"),

@@ -70,22 +70,27 @@ def photograph_dice(
 def photograph_rows(
     run: Run, eyes: Sequence[Fundus], drawn: Timed, *, method: str, chain: Chain | None
 ) -> pd.DataFrame:
-    """Dice of each class between an ensemble's mask and the majority of all raters, as result rows of test photographs.
+    """Dice of each class with the majority of all raters but one, the mean over the one left out, as rows of test
+    photographs: methods and raters meet the same references.
 
     drawn: what `photograph_members` made of them with this chain, and its cost.
     """
     mask = inference.combine(drawn.values, threshold=run.threshold, vote=run.vote).mask
     about = {"method": method, "seed": run.seed, "nfe": drawn.calls, "seconds": drawn.seconds}
     about |= {"t_prime": chain and chain.t_prime, "ensemble_size": len(drawn.values)}
-    return _rows(run, eyes, class_dice(mask, _references(eyes)), **about)
+    return _rows(run, eyes, class_dice(mask, majority_of_others(_raters(eyes))).mean(axis=0), **about)
 
 
 def rater_rows(run: Run, eyes: Sequence[Fundus], *, method: str) -> pd.DataFrame:
     """Dice of each class between a rater and the majority of the others, as result rows: seed is the rater's number."""
-    raters = np.stack([eye.raters for eye in eyes], axis=1)  # [R, N, C, H, W]
+    raters = _raters(eyes)
     dice = class_dice(raters, majority_of_others(raters))  # [R, N, C]
     about = {"method": method, "nfe": 0, "seconds": np.nan}
     return pd.concat([_rows(run, eyes, dice[r], seed=r, **about) for r in range(len(raters))], ignore_index=True)
+
+
+def _raters(eyes: Sequence[Fundus]) -> np.ndarray:
+    return np.stack([eye.raters for eye in eyes], axis=1)  # [R, N, C, H, W]
 
 
 def _references(eyes: Sequence[Fundus]) -> np.ndarray:

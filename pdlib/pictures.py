@@ -86,8 +86,8 @@ def denoised_references(run: Run, denoiser: Denoiser, subject: str, indices: lis
 def learned_variances(run: Run, denoiser: Denoiser, subject: str, indices: list[int]) -> pd.DataFrame:
     """What a denoiser that learns its variance makes of the widest slice, diffused to each index > 0.
 
-    A row for each paper time t (the index); columns: the step's variances "posterior" and "fixed-large", between which
-    the learned one lies, and its geometric mean "in lesions" and "outside", in the brain.
+    A row for each paper time t (the index); columns: the step's variances "posterior" and "fixed-large", for which a
+    spread of -1 and 1 stands, and the geometric mean of the learned one "in lesions" and "outside", in the brain.
     """
     image, window, place, streams = _one_slice(run, subject)
     mask, brain = (window.cut(array)[place] > 0 for array in (run.volume(subject).mask, run.volume(subject).brain))

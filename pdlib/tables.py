@@ -118,15 +118,15 @@ def table2(
 
 
 def site_table(scores: pd.DataFrame, *, methods: Sequence[str]) -> pd.DataFrame:
-    """Mean Dice of the methods (rows) by site (columns, with the number of subjects in their names).
+    """Mean Dice of the methods (rows) by site (columns, with their number of subjects); NaN where a subject has none.
 
     scores: rows of `records.COLUMNS`, of one split. ValueError: scores of several splits.
     """
     _subjects(scores)
     rows = scores[scores.metric == "dice"]
     counts = rows.groupby("site").subject.nunique()
-    means = rows.pivot_table(index="method", columns="site", values="value").loc[list(methods)]
-    named = means.rename(columns={site: f"{site} (n = {count})" for site, count in counts.items()})
+    means = rows.groupby(["method", "site"]).value.agg(lambda values: values.mean(skipna=False)).unstack("site")
+    named = means.loc[list(methods)].rename(columns={site: f"{site} (n = {count})" for site, count in counts.items()})
     return named.reset_index().rename_axis(columns=None)
 
 

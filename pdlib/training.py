@@ -119,7 +119,7 @@ def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
 
 def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Objective:
     """The simple loss and vlb_weight times the variational bound (Nichol & Dhariwal 2021, Eq. 16), for a network whose
-    second half of channels says the variance: the bound teaches that half alone.
+    second half of channels says the variance. The bound's gradient does not pass the prediction's channels.
     """
 
     def objective(network: nn.Module, batch: Batch) -> Losses:

@@ -51,7 +51,7 @@ def test_every_figure_and_table_is_there(place):
         assert (place.figures / f"{name}.md").read_text().count("|") > 20
         assert len(pd.read_csv(place.figures / f"{name}.csv")) >= 3
     methods = load_profile("smoke")["04_compare_methods"]["methods"]
-    assert pd.read_csv(place.figures / "table1.csv").method.tolist() == methods and len(methods) == 13
+    assert pd.read_csv(place.figures / "table1.csv").method.tolist() == methods
 
 
 def test_every_result_has_its_stamp(place):
