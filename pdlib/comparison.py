@@ -39,7 +39,7 @@ class Plan:
     def chain(self, method: Method, t_prime: int, steps: int) -> Chain:
         """The chain of a row; t_prime is the paper's, and means nothing to a row that starts from pure noise."""
         count = steps if method.start == "gaussian" else scale_t_prime(t_prime, self.paper_steps, steps)
-        how = (count, self.stride, method.step or self.step, self.eta, self.convention)
+        how = (count, self.stride, self.step, self.eta, self.convention)
         stop = scale_t_prime(self.t_stop, self.paper_steps, steps) if method.finish == "one_step" else 0
         return Chain(method.start, method.finish, *how, stop)
 

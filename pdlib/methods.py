@@ -30,7 +30,6 @@ class Method:
         mask_only: the last network of a "one_step" finish sees the state alone, not the image.
         own_t_prime: T' is chosen for this row on the validation fold; otherwise it is the paper's.
         denoiser: the training of the chain's network, a key of DENOISERS.
-        step: the chain's step rule (one of `sampler.STEPS`); None: the profile's.
     """
 
     title: str
@@ -41,7 +40,6 @@ class Method:
     mask_only: bool = False
     own_t_prime: bool = False
     denoiser: str = "denoiser"
-    step: str | None = None
 
 
 METHODS = {
@@ -51,7 +49,7 @@ METHODS = {
     "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet"),
     "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet"),
     "ddpm": Method("DDPM", None, start="gaussian"),
-    "wolleb2021": Method("DDPM as published", None, start="gaussian", denoiser="wolleb2021", step="ddpm"),
+    "wolleb2021": Method("DDPM as published", None, start="gaussian", denoiser="wolleb2021"),
     "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True),
     "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True),
     "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg"),
