@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pdlib import records, tables, workflow
+from pdlib.methods import SCORED
 from pdlib.paths import ROOT, Layout, layout
 from pdlib.pooling import gap_names, name_by_gap, pool
 
@@ -54,24 +55,33 @@ def test_a_fold_that_there_is_not_ends_in_one_line(tmp_path, asked, wrong):
     assert f"FOLDS={asked}: profile smoke has no fold '{wrong}': say all, or of 0, 1, 2, 3, 4" in done.stderr
 
 
+def dry_run(out, *config, target="all"):
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--snakefile", ROOT / "Snakefile", "--directory", out]
+    command += ["--config", "profile=smoke", f"out={out}", *config, "--", target]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_folds_are_pooled_when_every_one_of_them_has_its_scores(tmp_path):
+    marks = [Layout(tmp_path, "smoke", fold).done(job) for fold in range(5) for job in SCORED]
+    for mark in marks:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    done = dry_run(tmp_path, target="all_folds")
+    _, pooling = done.stdout.split("rule all_folds:")
+    wanted = next(line for line in pooling.splitlines() if line.strip().startswith("input: "))
+    assert all(str(mark) in wanted for mark in marks)
+    marks[-1].unlink()
+    done = dry_run(tmp_path, target="all_folds")
+    assert done.returncode != 0 and str(marks[-1]) in done.stdout + done.stderr
+
+
 def test_another_fold_is_a_graph_of_its_own_on_the_same_data(tmp_path):
     place = layout("smoke", str(tmp_path), fold=1)
     for path in (place.done("01_prepare_data"), place.cases, place.folds):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--dry-run",
-        "--snakefile",
-        ROOT / "Snakefile",
-        "--directory",
-        tmp_path,
-    ]
-    command += ["--config", "profile=smoke", f"out={tmp_path}", "fold=1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = [line.strip() for line in done.stdout.splitlines()]
+    lines = dry_run(tmp_path, "fold=1").stdout.splitlines()
+    lines = [line.strip() for line in lines]
     written = [path for line in lines if line.startswith("output: ") for path in line[len("output: ") :].split(", ")]
     kinds = [place.runs, place.results, place.figures]
     assert len(written) > 50 and all(any(path.startswith(f"{kind}/") for kind in kinds) for path in written)
