@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy.interpolate import NdBSpline
 
-from pdlib.data import phantom
+from pdlib.data import phantom, phantom_anatomy, phantom_lesions
 from pdlib.paths import CONFIGS
 
 CONFIG = yaml.safe_load((CONFIGS / "phantom.yaml").read_text(encoding="utf-8"))
@@ -111,9 +111,9 @@ def test_flair_threshold_fails_and_raters_agree_like_people(root, cases):
 
 
 def test_drawn_lesions_follow_the_real_law():
-    p = phantom.PhantomParameters.from_mapping(CONFIG["phantom"])
+    p = phantom_anatomy.PhantomParameters.from_mapping(CONFIG["phantom"])
     rng = np.random.default_rng(0)
-    sizes = [phantom.lesion_sizes(rng, level, p) for level in (np.arange(200) + 0.5) / 200]
+    sizes = [phantom_lesions.lesion_sizes(rng, level, p) for level in (np.arange(200) + 0.5) / 200]
     volumes = np.array([case.sum() for case in sizes]) / 1000
     np.testing.assert_allclose(np.percentile(volumes, [25, 50, 75]), [1.8, 14, 28.5], rtol=0.05)
     assert 0.25 < volumes.min() and volumes.max() < 54
@@ -139,13 +139,13 @@ def test_box_average_is_the_mean_over_each_voxel():
 
 def test_smooth_field_is_scipys_b_spline():
     shape, knots_mm = (30, 26, 23), 4.0
-    field = phantom.smooth_field(np.random.default_rng(3), shape, knots_mm)
+    field = phantom_anatomy.smooth_field(np.random.default_rng(3), shape, knots_mm)
     knots = np.random.default_rng(3).standard_normal([int(np.ceil(n / knots_mm)) + 3 for n in shape], dtype=np.float32)
     spline = NdBSpline(tuple(np.arange(n + 4.0) - 3 for n in knots.shape), knots.astype(float), 3)
     points = np.stack(np.meshgrid(*(np.arange(n) / knots_mm for n in shape), indexing="ij"), -1)
     expected = spline(points)
     np.testing.assert_allclose(field / field.std(), expected / expected.std(), atol=1e-4)
-    assert 0.9 < phantom.smooth_field(np.random.default_rng(4), (100, 100, 100), knots_mm).std() < 1.1
+    assert 0.9 < phantom_anatomy.smooth_field(np.random.default_rng(4), (100, 100, 100), knots_mm).std() < 1.1
 
 
 def test_lesion_statistics_by_hand():
@@ -170,7 +170,7 @@ def test_parameters_are_checked(change):
     else:
         parameters["sites"][0]["colour"] = 1
     with pytest.raises(ValueError, match=r"edge|colour"):
-        phantom.PhantomParameters.from_mapping(parameters)
+        phantom_anatomy.PhantomParameters.from_mapping(parameters)
 
 
 def test_unknown_target_is_refused(root):
