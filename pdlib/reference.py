@@ -5,6 +5,7 @@ k = t - 1, and t_prev = -1 stands for the clean image.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -139,6 +140,40 @@ def _half_logsnr(t: int, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
     return signal, sigma, signal.log() - sigma.log()
 
 
+def reverse_step(x_t: Tensor, output: Tensor, weights: Tensor, noise: Tensor, clamp: tuple[float, float]) -> Tensor:
+    """One ancestral or DDIM step as a weighted sum: [N, C, H, W] -> the same. weights: [N, 5], of `step_weights`."""
+    of_state, of_output, of_start, kept, sigma = (_column(weight, x_t) for weight in weights.unbind(dim=1))
+    x_start = (of_state * x_t + of_output * output).clamp(*clamp)
+    return of_start * x_start + kept * x_t + sigma * noise
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Group normalisation (Wu & He 2018) of x + residual + shift in float32, then SiLU if asked for; the dtype stays.
+
+    x, residual: [N, C, H, W]; shift: [N, C]. Returns y and x + residual.
+    """
+    total = x if residual is None else x + residual
+    h = total if shift is None else total + shift[:, :, None, None]
+    y = F.group_norm(h.float(), groups, weight, bias, eps)
+    return (F.silu(y) if silu else y).to(x.dtype), total
+
+
+def overlap_counts(masks: Tensor, references: Tensor) -> Tensor:
+    """Pixels that two masks share, and those of each: bool [E, N, H, W], [N, H, W] -> int32 [E, N, 3]."""
+    references = references.expand_as(masks)
+    counts = [both.sum((2, 3), dtype=torch.int32) for both in (masks & references, masks, references)]
+    return torch.stack(counts, dim=2)
+
+
 def ensemble_stats(members: Tensor, threshold: float, vote: str) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance (ddof 0) and mask over the first axis: [E, ...] in 0..1 -> three of [...].
 
@@ -149,3 +184,11 @@ def ensemble_stats(members: Tensor, threshold: float, vote: str) -> tuple[Tensor
     if vote == "soft":
         return mean, variance, mean >= threshold
     return mean, variance, (members >= threshold).to(members.dtype).mean(dim=0) > 0.5
+
+
+def ensemble_moments(members: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance (ddof 0), entropy of the mean (nat), members >= threshold: [E, ...] in 0..1 -> four of [...]."""
+    members = members.float()
+    mean, variance = members.mean(dim=0), members.var(dim=0, correction=0)
+    entropy = torch.special.entr(mean) + torch.special.entr(1 - mean)
+    return mean, variance, entropy, (members >= threshold).sum(dim=0, dtype=torch.int32)

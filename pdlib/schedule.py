@@ -54,6 +54,28 @@ def linear_schedule(steps: int, first_beta: float, last_beta: float) -> Schedule
     return Schedule(torch.linspace(first_beta, last_beta, steps, dtype=torch.float64))
 
 
+def step_weights(
+    schedule: Schedule, t: int, t_prev: int, *, prediction: str, step: str, eta: float
+) -> tuple[float, ...]:
+    """The weights of a "ddpm" or "ddim" step t -> t_prev, float64: x_start = w0 x_t + w1 output, which is clamped, then
+    w2 x_start + w3 x_t + w4 noise (DDPM Eq. 7, 15; DDIM Eq. 12, 16). Fixed-large variance, no noise on arrival at -1.
+    """
+    abar, abar_prev = float(schedule.abar(t)), float(schedule.abar(t_prev))
+    signal, sigma = math.sqrt(abar), math.sqrt(1 - abar)
+    of_state, of_output = {"eps": (1 / signal, -sigma / signal), "v": (signal, -sigma), "x_start": (0.0, 1.0)}[
+        prediction
+    ]
+    if step == "ddpm":
+        beta = float(schedule.step_beta(t, t_prev))
+        of_start = math.sqrt(abar_prev) * beta / (1 - abar)
+        kept, spread = math.sqrt(1 - beta) * (1 - abar_prev) / (1 - abar), math.sqrt(beta) if t_prev >= 0 else 0.0
+    else:
+        spread = eta * math.sqrt(float(schedule.posterior_variance(t, t_prev)))
+        kept = math.sqrt(max(1 - abar_prev - spread**2, 0.0)) / sigma
+        of_start = math.sqrt(abar_prev) - kept * signal
+    return of_state, of_output, of_start, kept, spread
+
+
 SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
 
 

@@ -1,0 +1,398 @@
+"""Channels-last group normalisation and SiLU, forward and backward (twin: reference.group_norm_silu).
+
+h = x + residual + shift is normalised; few pixels are done in one pass by a program for each (image, group), many in
+two: partial moments of every channel for each block of pixels, joined by a small kernel, then applied.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ONE_PASS = 1024  # pixels up to which a program holds a whole group
+TILE = 8192  # numbers in a program's tile of the two-pass kernels
+
+
+@triton.jit
+def _silu(z):
+    return z / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def _one_pass_kernel(
+    x_ptr,
+    residual_ptr,
+    shift_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    sum_ptr,
+    mean_ptr,
+    rstd_ptr,
+    pixels,
+    channels,
+    group_channels,
+    groups,
+    eps,
+    RESIDUAL: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    image, group = tl.program_id(0), tl.program_id(1)
+    pixel, within = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
+    channel = group * group_channels + within
+    valid = (pixel < pixels)[:, None] & (within < group_channels)[None, :]
+    known = within < group_channels
+    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+    h = tl.load(x_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        h += tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
+        tl.store(sum_ptr + at, h.to(sum_ptr.dtype.element_ty), mask=valid)
+    if SHIFT:
+        h += tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+    h = tl.where(valid, h, 0.0)
+    count = pixels * group_channels
+    mean = tl.sum(tl.sum(h, axis=1), axis=0) / count
+    centred = tl.where(valid, h - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(tl.sum(centred * centred, axis=1), axis=0) / count + eps)
+    weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    z = centred * rstd * weight[None, :] + bias[None, :]
+    if SILU:
+        z = _silu(z)
+    tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=valid)
+    tl.store(mean_ptr + image * groups + group, mean)
+    tl.store(rstd_ptr + image * groups + group, rstd)
+
+
+@triton.jit
+def _partial_moments_kernel(
+    x_ptr,
+    residual_ptr,
+    sum_ptr,
+    partial_ptr,
+    pixels,
+    channels,
+    blocks,
+    RESIDUAL: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Mean and sum of squared deviations of each channel over a block of pixels: partial [N, blocks, 2, C]."""
+    image, block = tl.program_id(0), tl.program_id(1)
+    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
+    known = channel < channels
+    valid = (pixel < pixels)[:, None] & known[None, :]
+    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+    h = tl.load(x_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        h += tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
+        tl.store(sum_ptr + at, h.to(sum_ptr.dtype.element_ty), mask=valid)
+    count = tl.minimum(pixels - block * BLOCK_P, BLOCK_P)
+    mean = tl.sum(h, axis=0) / count
+    centred = tl.where(valid, h - mean[None, :], 0.0)
+    to = partial_ptr + (image * blocks + block) * 2 * channels + channel
+    tl.store(to, mean, mask=known)
+    tl.store(to + channels, tl.sum(centred * centred, axis=0), mask=known)
+
+
+@triton.jit
+def _join_moments_kernel(
+    partial_ptr,
+    shift_ptr,
+    mean_ptr,
+    rstd_ptr,
+    pixels,
+    channels,
+    group_channels,
+    groups,
+    blocks,
+    eps,
+    SHIFT: tl.constexpr,
+    PIXELS_A_BLOCK: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Moments of a group from those of its channels' blocks (Chan et al. 1979); a shift moves a channel's means."""
+    image, group = tl.program_id(0), tl.program_id(1)
+    block, within = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_C)
+    channel = group * group_channels + within
+    known = within < group_channels
+    valid = (block < blocks)[:, None] & known[None, :]
+    at = partial_ptr + (image * blocks + block)[:, None] * 2 * channels + channel[None, :]
+    means = tl.load(at, mask=valid, other=0.0)
+    squares = tl.load(at + channels, mask=valid, other=0.0)
+    if SHIFT:
+        means += tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+    counts = tl.minimum(pixels - block * PIXELS_A_BLOCK, PIXELS_A_BLOCK).to(tl.float32)[:, None]
+    counts = tl.where(valid, counts, 0.0)
+    count = pixels * group_channels
+    mean = tl.sum(tl.sum(counts * means, axis=1), axis=0) / count
+    away = means - mean
+    variance = tl.sum(tl.sum(tl.where(valid, squares + counts * away * away, 0.0), axis=1), axis=0) / count
+    tl.store(mean_ptr + image * groups + group, mean)
+    tl.store(rstd_ptr + image * groups + group, 1.0 / tl.sqrt(variance + eps))
+
+
+@triton.jit
+def _apply_kernel(
+    h_ptr,
+    shift_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    rstd_ptr,
+    y_ptr,
+    pixels,
+    channels,
+    group_channels,
+    groups,
+    SHIFT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    image, block = tl.program_id(0), tl.program_id(1)
+    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
+    known = channel < channels
+    valid = (pixel < pixels)[:, None] & known[None, :]
+    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+    group = image * groups + channel // group_channels
+    mean = tl.load(mean_ptr + group, mask=known, other=0.0)
+    if SHIFT:
+        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
+    scale = tl.load(rstd_ptr + group, mask=known, other=0.0)
+    scale *= tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    h = tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    z = (h - mean[None, :]) * scale[None, :] + bias[None, :]
+    if SILU:
+        z = _silu(z)
+    tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _backward_sums_kernel(
+    dy_ptr,
+    h_ptr,
+    shift_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    rstd_ptr,
+    partial_ptr,
+    pixels,
+    channels,
+    group_channels,
+    groups,
+    blocks,
+    SHIFT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sums of dz and dz * normalised over a block of pixels, for each channel: partial [N, blocks, 2, C]."""
+    image, block = tl.program_id(0), tl.program_id(1)
+    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
+    known = channel < channels
+    valid = (pixel < pixels)[:, None] & known[None, :]
+    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+    group = image * groups + channel // group_channels
+    mean = tl.load(mean_ptr + group, mask=known, other=0.0)
+    if SHIFT:
+        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
+    rstd = tl.load(rstd_ptr + group, mask=known, other=0.0)
+    weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    normalised = (tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
+    dz = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    if SILU:
+        z = normalised * weight[None, :] + bias[None, :]
+        gate = 1.0 / (1.0 + tl.exp(-z))
+        dz *= gate * (1.0 + z * (1.0 - gate))
+    to = partial_ptr + (image * blocks + block) * 2 * channels + channel
+    tl.store(to, tl.sum(dz, axis=0), mask=known)
+    tl.store(to + channels, tl.sum(tl.where(valid, dz * normalised, 0.0), axis=0), mask=known)
+
+
+@triton.jit
+def _backward_apply_kernel(
+    dy_ptr,
+    h_ptr,
+    shift_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    rstd_ptr,
+    inner_ptr,
+    outer_ptr,
+    dh_ptr,
+    pixels,
+    channels,
+    group_channels,
+    groups,
+    SHIFT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """dh = rstd (dz w - inner - normalised outer), inner and outer the group's means of dz w (times normalised)."""
+    image, block = tl.program_id(0), tl.program_id(1)
+    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
+    known = channel < channels
+    valid = (pixel < pixels)[:, None] & known[None, :]
+    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+    group = image * groups + channel // group_channels
+    mean = tl.load(mean_ptr + group, mask=known, other=0.0)
+    if SHIFT:
+        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
+    rstd = tl.load(rstd_ptr + group, mask=known, other=0.0)
+    inner = tl.load(inner_ptr + group, mask=known, other=0.0)
+    outer = tl.load(outer_ptr + group, mask=known, other=0.0)
+    weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    normalised = (tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
+    dz = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    if SILU:
+        z = normalised * weight[None, :] + bias[None, :]
+        gate = 1.0 / (1.0 + tl.exp(-z))
+        dz *= gate * (1.0 + z * (1.0 - gate))
+    dh = rstd[None, :] * (dz * weight[None, :] - inner[None, :] - normalised * outer[None, :])
+    tl.store(dh_ptr + at, dh.to(dh_ptr.dtype.element_ty), mask=valid)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalised y, the sum x + residual (x itself without one), and mean and rstd [N, groups] for the backward.
+
+    x, residual: [N, C, H, W] channels-last, fp32 or bf16; shift: [N, C].
+    """
+    images, channels, height, width = x.shape
+    pixels, group_channels = height * width, channels // groups
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    total = x if residual is None else torch.empty_like(x, memory_format=torch.channels_last)
+    mean, rstd = (torch.empty(images, groups, device=x.device) for _ in range(2))
+    flags = {"RESIDUAL": residual is not None, "SHIFT": shift is not None}
+    group_block = triton.next_power_of_2(group_channels)
+    if pixels <= ONE_PASS:
+        _one_pass_kernel[images, groups](
+            x, residual, shift, weight, bias, y, total, mean, rstd, pixels, channels, group_channels, groups, eps,
+            **flags, SILU=silu, BLOCK_P=triton.next_power_of_2(pixels), BLOCK_C=group_block,
+        )  # fmt: skip
+        return y, total, mean, rstd
+    tile = _tile(channels)
+    blocks = triton.cdiv(pixels, tile["BLOCK_P"])
+    partial = torch.empty(images, blocks, 2, channels, device=x.device)
+    _partial_moments_kernel[images, blocks](
+        x, residual, total, partial, pixels, channels, blocks, RESIDUAL=flags["RESIDUAL"], **tile
+    )
+    _join_moments_kernel[images, groups](
+        partial, shift, mean, rstd, pixels, channels, group_channels, groups, blocks, eps,
+        SHIFT=flags["SHIFT"], PIXELS_A_BLOCK=tile["BLOCK_P"],
+        BLOCK_B=triton.next_power_of_2(blocks), BLOCK_C=group_block,
+    )  # fmt: skip
+    _apply_kernel[images, blocks](
+        total, shift, weight, bias, mean, rstd, y, pixels, channels, group_channels, groups,
+        SHIFT=flags["SHIFT"], SILU=silu, **tile,
+    )  # fmt: skip
+    return y, total, mean, rstd
+
+
+def backward(
+    dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool, shift: Tensor | None,
+    mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of h [N, C, H, W], weight [C] and bias [C], from that of y and what `forward` returned."""
+    images, channels, height, width = dy.shape
+    pixels, group_channels = height * width, channels // groups
+    tile = _tile(channels)
+    blocks = triton.cdiv(pixels, tile["BLOCK_P"])
+    partial = torch.empty(images, blocks, 2, channels, device=dy.device)
+    shared = (dy, total, shift, weight, bias, mean, rstd)
+    sizes, flags = (pixels, channels, group_channels, groups), {"SHIFT": shift is not None, "SILU": silu}
+    _backward_sums_kernel[images, blocks](*shared, partial, *sizes, blocks, **flags, **tile)
+    sums = partial.sum(dim=1)  # [N, 2, C]
+    weighted = (sums * weight.float()).unflatten(2, (groups, group_channels)).sum(3) / (pixels * group_channels)
+    inner, outer = weighted[:, 0].contiguous(), weighted[:, 1].contiguous()  # [N, groups]
+    dh = torch.empty_like(total, memory_format=torch.channels_last)
+    _backward_apply_kernel[images, blocks](*shared, inner, outer, dh, *sizes, **flags, **tile)
+    dbias, dweight = (one.clone() for one in sums.sum(dim=0))  # an operator's outputs may not share memory
+    return dh, dweight.to(weight.dtype), dbias.to(bias.dtype)
+
+
+def _tile(channels: int) -> dict[str, int]:
+    wide = triton.next_power_of_2(channels)
+    return {"BLOCK_P": max(1, TILE // wide), "BLOCK_C": wide}
+
+
+@torch.library.custom_op("pdlib::group_norm_silu", mutates_args=())
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`forward` as an operator that autograd and torch.compile know; without a residual the sum is an empty tensor."""
+    y, total, mean, rstd = forward(x, weight, bias, groups, eps, silu, shift, residual)
+    return y, x.new_empty(0) if residual is None else total, mean, rstd
+
+
+@group_norm_silu.register_fake
+def _(x, weight, bias, groups, eps, silu, shift, residual):
+    moments = x.new_empty(len(x), groups, dtype=torch.float32)
+    return torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x), moments, moments.clone()
+
+
+@torch.library.custom_op("pdlib::group_norm_silu_backward", mutates_args=())
+def group_norm_silu_backward(
+    dy: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    silu: bool,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward` as an operator."""
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    return backward(dy, total, weight, bias, groups, silu, shift, mean, rstd)
+
+
+@group_norm_silu_backward.register_fake
+def _(dy, total, weight, bias, groups, silu, shift, mean, rstd):
+    return torch.empty_like(total), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _keep(ctx, inputs, output):
+    x, weight, bias, ctx.groups, _, ctx.silu, shift, residual = inputs
+    _, total, mean, rstd = output
+    ctx.joined = residual is not None
+    ctx.save_for_backward(total if ctx.joined else x, weight, bias, shift, mean, rstd)
+
+
+def _gradients(ctx, dy, dtotal, *_):
+    total, weight, bias, shift, mean, rstd = ctx.saved_tensors
+    dh, dweight, dbias = group_norm_silu_backward(dy, total, weight, bias, ctx.groups, ctx.silu, shift, mean, rstd)
+    dshift = None if shift is None else dh.float().sum((2, 3)).to(shift.dtype)
+    if ctx.joined:
+        dh = dh + dtotal
+    return dh, dweight, dbias, None, None, None, dshift, dh if ctx.joined else None
+
+
+group_norm_silu.register_autograd(_gradients, setup_context=_keep)

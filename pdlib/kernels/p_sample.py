@@ -1,0 +1,80 @@
+"""One reverse step in one pass over the state, in place in the network's input (twin: reference.reverse_step)."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pdlib.kernels.q_sample import row_channel_pixel
+from pdlib.kernels.stream import stream_normal
+from pdlib.noise import Streams
+
+BLOCK = 1024  # places of a program
+
+
+@triton.jit
+def _p_sample_kernel(
+    x_ptr,
+    output_ptr,
+    weights_ptr,
+    rows_ptr,
+    steps_ptr,
+    keys_ptr,
+    slices_ptr,
+    members_ptr,
+    low,
+    high,
+    pixels,
+    x_stride_row,
+    x_stride_channel,
+    x_stride_pixel,
+    output_stride_row,
+    output_stride_channel,
+    output_stride_pixel,
+    BLOCK: tl.constexpr,
+):
+    row, channel = tl.program_id(0), tl.program_id(1)
+    pixel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixels
+    line = tl.load(rows_ptr + row)  # of the table: per row t
+    weights = weights_ptr + 5 * line
+    at = row.to(tl.int64) * output_stride_row + channel * output_stride_channel + pixel * output_stride_pixel
+    output = tl.load(output_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    at = row.to(tl.int64) * x_stride_row + channel * x_stride_channel + pixel * x_stride_pixel
+    x_t = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    x_start = tl.load(weights) * x_t + tl.load(weights + 1) * output
+    x_start = tl.minimum(tl.maximum(x_start, low), high)
+    x_prev = tl.load(weights + 2) * x_start + tl.load(weights + 3) * x_t
+    sigma = tl.load(weights + 4)
+    if sigma != 0.0:
+        key, slice_number, member = (tl.load(keys_ptr + row), tl.load(slices_ptr + row), tl.load(members_ptr + row))
+        step = tl.load(steps_ptr + line)
+        x_prev += sigma * stream_normal(key, channel * pixels + pixel, step, member, slice_number)
+    tl.store(x_ptr + at, x_prev.to(x_ptr.dtype.element_ty), mask=inside)
+
+
+def p_sample_into(
+    x: Tensor, output: Tensor, table: Tensor, steps: Tensor, lines: Tensor, streams: Streams, clamp: tuple[float, float]
+) -> None:
+    """x[n] becomes the state after one step, by the line lines[n] of the table; nothing else is read or written.
+
+    x, output: [N, C, H, W] views whose pixels lie at one stride, fp32 or bf16. table: [S, 5] float32, see
+    `reference.reverse_step`; steps: [S] int32, the noise's counter word of each line; lines: [N] int32.
+    """
+    rows, channels, height, width = x.shape
+    pixels = height * width
+    _p_sample_kernel[rows, channels, triton.cdiv(pixels, BLOCK)](
+        x,
+        output,
+        table,
+        lines,
+        steps,
+        streams.keys,
+        streams.slices.to(torch.int32),
+        streams.members.to(torch.int32),
+        *clamp,
+        pixels,
+        *row_channel_pixel(x),
+        *row_channel_pixel(output),
+        BLOCK=BLOCK,
+    )

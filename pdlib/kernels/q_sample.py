@@ -1,0 +1,77 @@
+"""Diffuse a mask straight into the network's input, with the noise of each row's stream (twin: reference.q_sample)."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pdlib.kernels.stream import stream_normal
+from pdlib.noise import Streams
+
+BLOCK = 1024  # places of a program
+
+
+@triton.jit
+def _q_sample_kernel(
+    x_start_ptr,
+    out_ptr,
+    weights_ptr,
+    keys_ptr,
+    slices_ptr,
+    members_ptr,
+    step,
+    pixels,
+    x_stride_row,
+    x_stride_channel,
+    x_stride_pixel,
+    out_stride_row,
+    out_stride_channel,
+    out_stride_pixel,
+    BLOCK: tl.constexpr,
+):
+    row, channel = tl.program_id(0), tl.program_id(1)
+    pixel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixels
+    key, slice_number, member = (tl.load(keys_ptr + row), tl.load(slices_ptr + row), tl.load(members_ptr + row))
+    noise = stream_normal(key, channel * pixels + pixel, step, member, slice_number)
+    at = row.to(tl.int64) * x_stride_row + channel * x_stride_channel + pixel * x_stride_pixel
+    x_start = tl.load(x_start_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    x_t = tl.load(weights_ptr + 2 * row) * x_start + tl.load(weights_ptr + 2 * row + 1) * noise
+    at = row.to(tl.int64) * out_stride_row + channel * out_stride_channel + pixel * out_stride_pixel
+    tl.store(out_ptr + at, x_t.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def q_sample_into(out: Tensor, x_start: Tensor, weights: Tensor, streams: Streams, step: int) -> None:
+    """out[n] = weights[n, 0] x_start[n] + weights[n, 1] noise, the noise that of each row's stream at step.
+
+    out, x_start: [N, C, H, W] views whose pixels lie at one stride (contiguous or channels-last), fp32 or bf16;
+    weights: [N, 2] float32.
+    """
+    rows, channels, height, width = x_start.shape
+    pixels = height * width
+    _q_sample_kernel[rows, channels, triton.cdiv(pixels, BLOCK)](
+        x_start,
+        out,
+        weights,
+        streams.keys,
+        streams.slices.to(torch.int32),
+        streams.members.to(torch.int32),
+        signed_word(step),
+        pixels,
+        *row_channel_pixel(x_start),
+        *row_channel_pixel(out),
+        BLOCK=BLOCK,
+    )
+
+
+def row_channel_pixel(x: Tensor) -> tuple[int, int, int]:
+    """Strides of [N, C, H, W] with the pixels flattened. ValueError where they do not lie at one stride."""
+    row, channel, line, pixel = x.stride()
+    if x.shape[2] > 1 and line != x.shape[3] * pixel:
+        raise ValueError(f"strides {x.stride()} of shape {tuple(x.shape)}: the pixels do not lie at one stride")
+    return row, channel, pixel
+
+
+def signed_word(word: int) -> int:
+    """An unsigned 32-bit counter word as the int32 of the same bits."""
+    return word - 2**32 if word >= 2**31 else word

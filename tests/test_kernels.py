@@ -1,0 +1,175 @@
+"""Every kernel against its reference under Triton's interpreter (or on the GPU, where there is one)."""
+
+import os
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="no triton")
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("kernels need a GPU or TRITON_INTERPRET=1", allow_module_level=True)
+
+from pdlib import noise, reference  # noqa: E402
+from pdlib.kernels import ensemble_stats, group_norm_silu, overlap_counts, p_sample, q_sample  # noqa: E402
+from pdlib.schedule import build_schedule, step_weights  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SCHEDULE = build_schedule("cosine", steps=1000, offset=0.008, max_beta=0.999)
+SHAPES = [(1, 1), (33, 47), (63, 65)]
+TOLERANCE = {torch.float32: {"atol": 2e-5, "rtol": 2e-5}, torch.bfloat16: {"atol": 2e-2, "rtol": 1.6e-2}}
+
+
+def rows(count, seed=0):
+    slices, members = torch.arange(count) % 3, torch.arange(count) // 3
+    return noise.subject_streams(seed, "Utrecht/0", slices, members).to(DEVICE)
+
+
+def guarded(*shape, dtype, channels_last=True, fill=float("nan")):
+    """A tensor pre-filled with NaN inside a longer one of sevens: what a kernel writes beyond it is seen."""
+    count, band = torch.Size(shape).numel(), 64
+    whole = torch.full((count + 2 * band,), 7.0, dtype=dtype, device=DEVICE)
+    inner = whole[band : band + count]
+    inner.fill_(fill)
+    if channels_last:
+        n, c, h, w = shape
+        inner = inner.view(n, h, w, c).permute(0, 3, 1, 2)
+    else:
+        inner = inner.view(shape)
+
+    def intact():
+        return bool((whole[:band] == 7).all() and (whole[band + count :] == 7).all())
+
+    return inner, intact
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", [noise.START, 0, 999])
+def test_q_sample_writes_the_diffused_mask_into_the_last_channels(dtype, shape, step):
+    n, classes = 3, 2
+    x_start = (torch.rand(n, classes, *shape) < 0.3).float().to(DEVICE)
+    buffer, intact = guarded(n, 2 + classes, *shape, dtype=dtype)
+    buffer[:, :2] = 3.0
+    abar = SCHEDULE.abar(torch.tensor([0, 299, 999]))
+    weights = torch.stack([abar.sqrt(), (1 - abar).sqrt()], dim=1).float().to(DEVICE)
+    q_sample.q_sample_into(buffer[:, 2:], x_start, weights, rows(n), step)
+    fresh = noise.normal(rows(n), step, classes, *shape)
+    expected = reference.q_sample(x_start, torch.tensor([0, 299, 999]), fresh, SCHEDULE)
+    torch.testing.assert_close(buffer[:, 2:].float(), expected, **TOLERANCE[dtype])
+    assert (buffer[:, :2] == 3).all() and intact()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("prediction", "step", "eta"), [("eps", "ddpm", 1.0), ("v", "ddim", 0.0), ("x_start", "ddim", 1.0)]
+)
+def test_p_sample_steps_in_place(dtype, shape, prediction, step, eta):
+    n, pairs = 3, [(999, 998), (300, 200), (0, -1)]
+    table = torch.tensor(
+        [step_weights(SCHEDULE, *pair, prediction=prediction, step=step, eta=eta) for pair in pairs], device=DEVICE
+    )
+    clamp = (0.0, 1.0)
+    steps = torch.tensor([t for t, _ in pairs], dtype=torch.int32, device=DEVICE)
+    state, output = torch.randn(n, 1, *shape).to(DEVICE, dtype), torch.randn(n, 1, *shape).to(DEVICE, dtype)
+    buffer, intact = guarded(n, 3, *shape, dtype=dtype)
+    buffer[:, :2] = 3.0
+    buffer[:, 2:] = state
+    for lines in ([0, 1, 2], [2, 2, 0]):
+        lines = torch.tensor(lines, dtype=torch.int32, device=DEVICE)
+        expected = [(reference.p_sample, ()) if step == "ddpm" else (reference.ddim_sample, (eta,)) for _ in range(n)]
+        parts = []
+        for row, (function, more) in enumerate(expected):
+            t, t_prev = pairs[int(lines[row])]
+            x_t = buffer[row : row + 1, 2:].float()
+            x_start = reference.predict_x_start(prediction, output[row : row + 1].float(), x_t, t, SCHEDULE, clamp)
+            fresh = noise.normal(rows(n)[row : row + 1], t, 1, *shape) * (t_prev >= 0)
+            parts.append(function(x_start, x_t, t, t_prev, fresh, SCHEDULE, *more))
+        p_sample.p_sample_into(buffer[:, 2:], output, table.float(), steps, lines, rows(n), clamp)
+        torch.testing.assert_close(buffer[:, 2:].float(), torch.cat(parts), **TOLERANCE[dtype])
+    assert (buffer[:, :2] == 3).all() and intact()
+
+
+NORMS = [
+    # channels, shape, shift, residual, silu, one pass
+    (96, (1, 1), False, False, True),
+    (96, (5, 7), True, True, True),
+    (128, (6, 6), True, False, False),
+    (32, (33, 47), True, True, True),
+    (96, (33, 47), False, False, False),
+    (64, (63, 65), True, False, True),
+]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("channels", "shape", "shift", "residual", "silu"), NORMS)
+def test_group_norm_silu_and_its_gradients(dtype, channels, shape, shift, residual, silu):
+    n, groups, eps = 2, 32, 1e-5
+    generator = torch.Generator().manual_seed(channels)
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator).to(DEVICE)
+
+    x = (3 + 2 * draw(n, channels, *shape)).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias = 1 + 0.1 * draw(channels), 0.1 * draw(channels)
+    moved = draw(n, channels) if shift else None
+    extra = draw(n, channels, *shape).to(dtype).contiguous(memory_format=torch.channels_last) if residual else None
+    y, total, mean, rstd = group_norm_silu.forward(x, weight, bias, groups, eps, silu, moved, extra)
+    leaves = [value.double().requires_grad_() for value in (x, weight, bias)]
+    h = leaves[0] + (0 if extra is None else extra.double())
+    shifted = h + (0 if moved is None else moved.double()[:, :, None, None])
+    expected = torch.nn.functional.group_norm(shifted, groups, leaves[1], leaves[2], eps)
+    expected = torch.nn.functional.silu(expected) if silu else expected
+    torch.testing.assert_close(y.double(), expected, **TOLERANCE[dtype])
+    torch.testing.assert_close(total.double(), h, **TOLERANCE[dtype])
+    twin = reference.group_norm_silu(x, weight, bias, groups, eps, silu, moved, extra)
+    torch.testing.assert_close(y, twin[0], **TOLERANCE[dtype])
+
+    dy = draw(n, channels, *shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    dh, dweight, dbias = group_norm_silu.backward(dy, total, weight, bias, groups, silu, moved, mean, rstd)
+    truth = torch.autograd.grad(expected, leaves, dy.double())
+    scale = max(1.0, float(truth[1].abs().max()), float(truth[2].abs().max()))
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(dh.double(), truth[0], atol=5 * tolerance["atol"], rtol=tolerance["rtol"])
+    for mine, theirs in ((dweight, truth[1]), (dbias, truth[2])):
+        torch.testing.assert_close(mine.double(), theirs, atol=tolerance["atol"] * scale, rtol=tolerance["rtol"])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_ensemble_moments(dtype, size):
+    members = torch.rand(size, 2, 33, 47).to(DEVICE, dtype)
+    members[:, 0, 0, :5], members[:, 0, 0, 5:9] = 0.0, 1.0
+    found, expected = ensemble_stats.ensemble_moments(members, 0.5), reference.ensemble_moments(members, 0.5)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_overlap_counts(shape):
+    masks, references = (torch.rand(3, 4, *shape) < 0.4).to(DEVICE), (torch.rand(4, *shape) < 0.3).to(DEVICE)
+    assert torch.equal(overlap_counts.overlap_counts(masks, references), reference.overlap_counts(masks, references))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_group_norm_silu_is_an_operator_with_gradients(residual):
+    n, channels, shape, groups = 2, 64, (4, 3), 32
+    generator = torch.Generator().manual_seed(1)
+
+    def leaf(*size):
+        value = torch.randn(*size, generator=generator)
+        value = value.contiguous(memory_format=torch.channels_last) if len(size) == 4 else value
+        return value.to(DEVICE).requires_grad_()
+
+    x, weight, bias, shift = leaf(n, channels, *shape), leaf(channels), leaf(channels), leaf(n, channels)
+    extra = leaf(n, channels, *shape) if residual else None
+    arguments = (x, weight, bias, groups, 1e-5, True, shift, extra)
+    torch.library.opcheck(group_norm_silu.group_norm_silu, arguments, atol=1e-4, rtol=1e-4)
+    y, total, *_ = group_norm_silu.group_norm_silu(*arguments)
+    leaves = [value for value in (x, weight, bias, shift, extra) if value is not None]
+    outputs = [y, total] if residual else [y]
+    weights = [torch.randn(one.shape, generator=generator).to(DEVICE) for one in outputs]
+    found = torch.autograd.grad(outputs, leaves, weights)
+    twin = reference.group_norm_silu(*arguments)[: len(outputs)]
+    for mine, theirs in zip(found, torch.autograd.grad(twin, leaves, weights), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
