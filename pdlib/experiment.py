@@ -72,9 +72,10 @@ class Run:
         return splits.split_subjects(self._folds, test_fold=self.fold)[split]
 
     def spread(self, split: str, count: int) -> list[str]:
-        """A few subjects of a split, spread over its order and so over the sites."""
+        """A few subjects of a split, spread over its order and so over the sites; all of them where it has no more."""
         subjects = self.subjects(split)
-        return [subjects[i] for i in np.linspace(0, len(subjects) - 1, count).round().astype(int)]
+        places = np.linspace(0, len(subjects) - 1, min(count, len(subjects))).round().astype(int)
+        return [subjects[i] for i in places]
 
     def site(self, subject: str) -> str:
         """The site of a subject."""
