@@ -42,6 +42,7 @@ reproduce: $(READY)
 
 test: $(READY)
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest -n 2 tests/test_kernels.py
 	$(PYTHON) -m pytest --capture no tests/test_reproduce.py
 
 lab: $(READY)

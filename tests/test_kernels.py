@@ -1,5 +1,6 @@
 """Every kernel against its reference under Triton's interpreter (or on the GPU, where there is one)."""
 
+import math
 import os
 
 import pytest
@@ -15,7 +16,7 @@ from pdlib.schedule import build_schedule, step_weights  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCHEDULE = build_schedule("cosine", steps=1000, offset=0.008, max_beta=0.999)
-SHAPES = [(1, 1), (33, 47), (63, 65)]
+SHAPES = [(1, 1), (33, 47), (63, 65), (128, 192)]
 TOLERANCE = {torch.float32: {"atol": 2e-5, "rtol": 2e-5}, torch.bfloat16: {"atol": 2e-2, "rtol": 1.6e-2}}
 
 
@@ -24,22 +25,38 @@ def rows(count, seed=0):
     return noise.subject_streams(seed, "Utrecht/0", slices, members).to(DEVICE)
 
 
-def guarded(*shape, dtype, channels_last=True, fill=float("nan")):
-    """A tensor pre-filled with NaN inside a longer one of sevens: what a kernel writes beyond it is seen."""
-    count, band = torch.Size(shape).numel(), 64
-    whole = torch.full((count + 2 * band,), 7.0, dtype=dtype, device=DEVICE)
-    inner = whole[band : band + count]
-    inner.fill_(fill)
-    if channels_last:
+def guarded(*shape, dtype=torch.float32, memory_format=torch.contiguous_format, **_):
+    """A tensor pre-filled with NaN (whole numbers: -1) inside a longer one of sevens, and whether these still stand."""
+    count, band = math.prod(shape), 64
+    whole = torch.full((count + 2 * band,), 7, dtype=dtype, device=DEVICE)
+    inner = whole[band : band + count].fill_(float("nan") if dtype.is_floating_point else -1)
+    if memory_format == torch.channels_last:
         n, c, h, w = shape
         inner = inner.view(n, h, w, c).permute(0, 3, 1, 2)
     else:
         inner = inner.view(shape)
+    return inner, lambda: bool((whole[:band] == 7).all() and (whole[band + count :] == 7).all())
 
-    def intact():
-        return bool((whole[:band] == 7).all() and (whole[band + count :] == 7).all())
 
-    return inner, intact
+@pytest.fixture
+def guards(monkeypatch):
+    """Guards whatever a kernel's wrapper allocates."""
+    checks = []
+
+    def empty(*shape, **options):
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        inner, intact = guarded(*shape, **options)
+        checks.append(intact)
+        return inner
+
+    def empty_like(x, memory_format=torch.preserve_format):
+        return empty(*x.shape, dtype=x.dtype, memory_format=memory_format)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        patch.setattr(torch, "empty_like", empty_like)
+        yield
+    assert checks and all(intact() for intact in checks)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -48,7 +65,7 @@ def guarded(*shape, dtype, channels_last=True, fill=float("nan")):
 def test_q_sample_writes_the_diffused_mask_into_the_last_channels(dtype, shape, step):
     n, classes = 3, 2
     x_start = (torch.rand(n, classes, *shape) < 0.3).float().to(DEVICE)
-    buffer, intact = guarded(n, 2 + classes, *shape, dtype=dtype)
+    buffer, intact = guarded(n, 2 + classes, *shape, dtype=dtype, memory_format=torch.channels_last)
     buffer[:, :2] = 3.0
     abar = SCHEDULE.abar(torch.tensor([0, 299, 999]))
     weights = torch.stack([abar.sqrt(), (1 - abar).sqrt()], dim=1).float().to(DEVICE)
@@ -72,38 +89,41 @@ def test_p_sample_steps_in_place(dtype, shape, prediction, step, eta):
     clamp = (0.0, 1.0)
     steps = torch.tensor([t for t, _ in pairs], dtype=torch.int32, device=DEVICE)
     state, output = torch.randn(n, 1, *shape).to(DEVICE, dtype), torch.randn(n, 1, *shape).to(DEVICE, dtype)
-    buffer, intact = guarded(n, 3, *shape, dtype=dtype)
+    buffer, intact = guarded(n, 3, *shape, dtype=dtype, memory_format=torch.channels_last)
     buffer[:, :2] = 3.0
     buffer[:, 2:] = state
     for lines in ([0, 1, 2], [2, 2, 0]):
         lines = torch.tensor(lines, dtype=torch.int32, device=DEVICE)
-        expected = [(reference.p_sample, ()) if step == "ddpm" else (reference.ddim_sample, (eta,)) for _ in range(n)]
         parts = []
-        for row, (function, more) in enumerate(expected):
-            t, t_prev = pairs[int(lines[row])]
+        for row, line in enumerate(lines.tolist()):
+            t, t_prev = pairs[line]
             x_t = buffer[row : row + 1, 2:].float()
             x_start = reference.predict_x_start(prediction, output[row : row + 1].float(), x_t, t, SCHEDULE, clamp)
             fresh = noise.normal(rows(n)[row : row + 1], t, 1, *shape) * (t_prev >= 0)
-            parts.append(function(x_start, x_t, t, t_prev, fresh, SCHEDULE, *more))
+            if step == "ddpm":
+                parts.append(reference.p_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE))
+            else:
+                parts.append(reference.ddim_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, eta))
         p_sample.p_sample_into(buffer[:, 2:], output, table.float(), steps, lines, rows(n), clamp)
         torch.testing.assert_close(buffer[:, 2:].float(), torch.cat(parts), **TOLERANCE[dtype])
     assert (buffer[:, :2] == 3).all() and intact()
 
 
 NORMS = [
-    # channels, shape, shift, residual, silu, one pass
+    # channels, shape, shift, residual, silu; up to 1024 pixels in one pass, more in two
     (96, (1, 1), False, False, True),
     (96, (5, 7), True, True, True),
     (128, (6, 6), True, False, False),
     (32, (33, 47), True, True, True),
     (96, (33, 47), False, False, False),
-    (64, (63, 65), True, False, True),
+    (128, (63, 65), True, False, True),
+    (32, (128, 192), True, True, True),
 ]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("channels", "shape", "shift", "residual", "silu"), NORMS)
-def test_group_norm_silu_and_its_gradients(dtype, channels, shape, shift, residual, silu):
+def test_group_norm_silu_and_its_gradients(guards, dtype, channels, shape, shift, residual, silu):
     n, groups, eps = 2, 32, 1e-5
     generator = torch.Generator().manual_seed(channels)
 
@@ -123,7 +143,8 @@ def test_group_norm_silu_and_its_gradients(dtype, channels, shape, shift, residu
     torch.testing.assert_close(y.double(), expected, **TOLERANCE[dtype])
     torch.testing.assert_close(total.double(), h, **TOLERANCE[dtype])
     twin = reference.group_norm_silu(x, weight, bias, groups, eps, silu, moved, extra)
-    torch.testing.assert_close(y, twin[0], **TOLERANCE[dtype])
+    rounding = 1e-5 * math.sqrt(math.prod(shape))  # torch adds up in float32, the kernel in blocks
+    torch.testing.assert_close(y, twin[0], atol=max(TOLERANCE[dtype]["atol"], rounding), rtol=TOLERANCE[dtype]["rtol"])
 
     dy = draw(n, channels, *shape).to(dtype).contiguous(memory_format=torch.channels_last)
     dh, dweight, dbias = group_norm_silu.backward(dy, total, weight, bias, groups, silu, moved, mean, rstd)
@@ -137,16 +158,17 @@ def test_group_norm_silu_and_its_gradients(dtype, channels, shape, shift, residu
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_ensemble_moments(dtype, size):
-    members = torch.rand(size, 2, 33, 47).to(DEVICE, dtype)
-    members[:, 0, 0, :5], members[:, 0, 0, 5:9] = 0.0, 1.0
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ensemble_moments(guards, dtype, size, shape):
+    members = torch.rand(size, 2, *shape).to(DEVICE, dtype)
+    members[:, 0, 0, :5], members[:, 1, 0, 5:9] = 0.0, 1.0
     found, expected = ensemble_stats.ensemble_moments(members, 0.5), reference.ensemble_moments(members, 0.5)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_overlap_counts(shape):
+def test_overlap_counts(guards, shape):
     masks, references = (torch.rand(3, 4, *shape) < 0.4).to(DEVICE), (torch.rand(4, *shape) < 0.3).to(DEVICE)
     assert torch.equal(overlap_counts.overlap_counts(masks, references), reference.overlap_counts(masks, references))
 

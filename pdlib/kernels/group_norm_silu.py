@@ -68,6 +68,38 @@ def _one_pass_kernel(
 
 
 @triton.jit
+def _block(pixels, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Where a program's block of an image's pixels lies, which of its places exist, its channels and which exist."""
+    image, block = tl.program_id(0), tl.program_id(1)
+    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
+    known = channel < channels
+    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+    return at, (pixel < pixels)[:, None] & known[None, :], channel, known
+
+
+@triton.jit
+def _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT: tl.constexpr):
+    """Each channel's mean, less its shift, and its 1 / deviation."""
+    image = tl.program_id(0)
+    group = image * groups + channel // group_channels
+    mean = tl.load(mean_ptr + group, mask=known, other=0.0)
+    if SHIFT:
+        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
+    return mean, tl.load(rstd_ptr + group, mask=known, other=0.0)
+
+
+@triton.jit
+def _normalised_and_dz(h, dy, mean, rstd, weight, bias, SILU: tl.constexpr):
+    """What weight and bias were applied to, and the gradient of what came out of that."""
+    normalised = (h - mean[None, :]) * rstd[None, :]
+    if SILU:
+        z = normalised * weight[None, :] + bias[None, :]
+        gate = 1.0 / (1.0 + tl.exp(-z))
+        dy *= gate * (1.0 + z * (1.0 - gate))
+    return normalised, dy
+
+
+@triton.jit
 def _partial_moments_kernel(
     x_ptr,
     residual_ptr,
@@ -81,15 +113,12 @@ def _partial_moments_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Mean and sum of squared deviations of each channel over a block of pixels: partial [N, blocks, 2, C]."""
-    image, block = tl.program_id(0), tl.program_id(1)
-    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
-    known = channel < channels
-    valid = (pixel < pixels)[:, None] & known[None, :]
-    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
+    at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
     h = tl.load(x_ptr + at, mask=valid, other=0.0).to(tl.float32)
     if RESIDUAL:
         h += tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
         tl.store(sum_ptr + at, h.to(sum_ptr.dtype.element_ty), mask=valid)
+    image, block = tl.program_id(0), tl.program_id(1)
     count = tl.minimum(pixels - block * BLOCK_P, BLOCK_P)
     mean = tl.sum(h, axis=0) / count
     centred = tl.where(valid, h - mean[None, :], 0.0)
@@ -154,17 +183,9 @@ def _apply_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image, block = tl.program_id(0), tl.program_id(1)
-    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
-    known = channel < channels
-    valid = (pixel < pixels)[:, None] & known[None, :]
-    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
-    group = image * groups + channel // group_channels
-    mean = tl.load(mean_ptr + group, mask=known, other=0.0)
-    if SHIFT:
-        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
-    scale = tl.load(rstd_ptr + group, mask=known, other=0.0)
-    scale *= tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
+    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT)
+    scale = rstd * tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
     h = tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32)
     z = (h - mean[None, :]) * scale[None, :] + bias[None, :]
@@ -194,25 +215,14 @@ def _backward_sums_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Sums of dz and dz * normalised over a block of pixels, for each channel: partial [N, blocks, 2, C]."""
-    image, block = tl.program_id(0), tl.program_id(1)
-    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
-    known = channel < channels
-    valid = (pixel < pixels)[:, None] & known[None, :]
-    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
-    group = image * groups + channel // group_channels
-    mean = tl.load(mean_ptr + group, mask=known, other=0.0)
-    if SHIFT:
-        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
-    rstd = tl.load(rstd_ptr + group, mask=known, other=0.0)
+    at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
+    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT)
     weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
-    normalised = (tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
-    dz = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    if SILU:
-        z = normalised * weight[None, :] + bias[None, :]
-        gate = 1.0 / (1.0 + tl.exp(-z))
-        dz *= gate * (1.0 + z * (1.0 - gate))
-    to = partial_ptr + (image * blocks + block) * 2 * channels + channel
+    h = tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    normalised, dz = _normalised_and_dz(h, dy, mean, rstd, weight, bias, SILU)
+    to = partial_ptr + (tl.program_id(0) * blocks + tl.program_id(1)) * 2 * channels + channel
     tl.store(to, tl.sum(dz, axis=0), mask=known)
     tl.store(to + channels, tl.sum(tl.where(valid, dz * normalised, 0.0), axis=0), mask=known)
 
@@ -239,26 +249,16 @@ def _backward_apply_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """dh = rstd (dz w - inner - normalised outer), inner and outer the group's means of dz w (times normalised)."""
-    image, block = tl.program_id(0), tl.program_id(1)
-    pixel, channel = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_C)
-    known = channel < channels
-    valid = (pixel < pixels)[:, None] & known[None, :]
-    at = (image.to(tl.int64) * pixels + pixel)[:, None] * channels + channel[None, :]
-    group = image * groups + channel // group_channels
-    mean = tl.load(mean_ptr + group, mask=known, other=0.0)
-    if SHIFT:
-        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
-    rstd = tl.load(rstd_ptr + group, mask=known, other=0.0)
+    at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
+    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT)
+    group = tl.program_id(0) * groups + channel // group_channels
     inner = tl.load(inner_ptr + group, mask=known, other=0.0)
     outer = tl.load(outer_ptr + group, mask=known, other=0.0)
     weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
-    normalised = (tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
-    dz = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    if SILU:
-        z = normalised * weight[None, :] + bias[None, :]
-        gate = 1.0 / (1.0 + tl.exp(-z))
-        dz *= gate * (1.0 + z * (1.0 - gate))
+    h = tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
+    normalised, dz = _normalised_and_dz(h, dy, mean, rstd, weight, bias, SILU)
     dh = rstd[None, :] * (dz * weight[None, :] - inner[None, :] - normalised * outer[None, :])
     tl.store(dh_ptr + at, dh.to(dh_ptr.dtype.element_ty), mask=valid)
 

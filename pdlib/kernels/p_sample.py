@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pdlib.kernels.q_sample import row_channel_pixel
-from pdlib.kernels.stream import stream_normal
+from pdlib.kernels.stream import row_channel_pixel, stream_normal
 from pdlib.noise import Streams
 
 BLOCK = 1024  # places of a program

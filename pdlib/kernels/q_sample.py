@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pdlib.kernels.stream import stream_normal
+from pdlib.kernels.stream import row_channel_pixel, signed_word, stream_normal
 from pdlib.noise import Streams
 
 BLOCK = 1024  # places of a program
@@ -62,16 +62,3 @@ def q_sample_into(out: Tensor, x_start: Tensor, weights: Tensor, streams: Stream
         *row_channel_pixel(out),
         BLOCK=BLOCK,
     )
-
-
-def row_channel_pixel(x: Tensor) -> tuple[int, int, int]:
-    """Strides of [N, C, H, W] with the pixels flattened. ValueError where they do not lie at one stride."""
-    row, channel, line, pixel = x.stride()
-    if x.shape[2] > 1 and line != x.shape[3] * pixel:
-        raise ValueError(f"strides {x.stride()} of shape {tuple(x.shape)}: the pixels do not lie at one stride")
-    return row, channel, pixel
-
-
-def signed_word(word: int) -> int:
-    """An unsigned 32-bit counter word as the int32 of the same bits."""
-    return word - 2**32 if word >= 2**31 else word

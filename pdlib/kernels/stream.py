@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -11,3 +12,16 @@ def stream_normal(key, place, step, member, slice_number):
     first, second, _, _ = tl.philox(key, place, zero + step, zero + member, zero + slice_number)
     radius = tl.sqrt(-2.0 * tl.log(tl.maximum(tl.uint_to_uniform_float(first), 1e-7)))
     return radius * tl.cos(6.283185307179586 * tl.uint_to_uniform_float(second))
+
+
+def row_channel_pixel(x: Tensor) -> tuple[int, int, int]:
+    """Strides of [N, C, H, W] with the pixels flattened. ValueError where they do not lie at one stride."""
+    row, channel, line, pixel = x.stride()
+    if x.shape[2] > 1 and line != x.shape[3] * pixel:
+        raise ValueError(f"strides {x.stride()} of shape {tuple(x.shape)}: the pixels do not lie at one stride")
+    return row, channel, pixel
+
+
+def signed_word(word: int) -> int:
+    """An unsigned 32-bit counter word as the int32 of the same bits."""
+    return word - 2**32 if word >= 2**31 else word
