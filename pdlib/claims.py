@@ -22,6 +22,14 @@ ALL = "PD-DDPM, every step"  # a row of notebook 10
 TRUNCATED, WHOLE = METHODS["addpm"].title, METHODS["pd_ddpm"].title  # rows of notebook 08
 
 
+def caption(whose: str, margin: float, interval: Mapping) -> str:
+    """What stands above a ledger: whose claims ("phantom, profile cpu") and how they were judged."""
+    return (
+        f"The claims ({whose}): paired differences over the test subjects, {interval['confidence']:.0%} intervals, "
+        f"of Dice if not said otherwise; p by Wilcoxon, corrected by Holm; not worse: by less than {margin}"
+    )
+
+
 def solver_row(calls: int) -> str:
     """The name of notebook 10's row that makes so many calls from T' by DPM-Solver++."""
     return f"PD-DDPM, DPM-Solver++, {calls} calls"
