@@ -93,8 +93,8 @@ def _method(name: str) -> Method:
 
 
 def _chain(run: Run, method: Method, plan: Plan, t_prime: int) -> tuple[Denoiser, Chain, Path | None]:
-    """A row's denoiser, its chain, and the weights of its last network if it has one."""
+    """A row's denoiser, its chain, and the weights of its last network if it needs one."""
     denoiser = Denoiser.load(run, method.denoiser)
+    chain = plan.chain(method, t_prime, denoiser.diffusion.schedule.steps)
     training = f"one_step_{plan.t_stop:04d}{'_mask' if method.mask_only else ''}"
-    last = best(run, training) if method.finish == "one_step" else None
-    return denoiser, plan.chain(method, t_prime, denoiser.diffusion.schedule.steps), last
+    return denoiser, chain, best(run, training) if chain.t_stop else None

@@ -100,5 +100,8 @@ def chain_indices(t_prime: int, stride: int, t_stop: int = 0) -> tuple[int, ...]
 
 
 def scale_t_prime(t_prime: int, paper_steps: int, steps: int) -> int:
-    """A T' of the paper (of paper_steps) carried to a schedule of other length: T'/T is what carries over."""
-    return max(1, round(t_prime * steps / paper_steps))
+    """A T' or t_stop of the paper (of paper_steps) carried to a schedule of other length: its share of T carries over.
+
+    0 stays 0, and more than that is at least 1.
+    """
+    return max(min(t_prime, 1), round(t_prime * steps / paper_steps))

@@ -258,7 +258,7 @@ def fit_network(
         losses.append({name: part.item() for name, part in parts.items()})
         on_step(step + 1, sum(losses[-1].values()))
         if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
-            scores = {**pd.DataFrame(losses).mean().to_dict(), **validate(average)}
+            scores = {**pd.DataFrame(losses).mean(skipna=False).to_dict(), **validate(average)}
             losses.clear()
             history += [{"step": step + 1, "metric": metric, "value": value} for metric, value in scores.items()]
             if fabric.is_global_zero:

@@ -32,8 +32,8 @@ def results(addpm_calls=8, **gains):
         )
     ]
     members = [
-        rows("pd_ddpm", BASE + 0.01 * size + NOISE * draw, ensemble_size=size, seed=draw, t_prime=30)
-        for size in (1, 4)
+        rows("pd_ddpm", BASE + gain + NOISE * draw, ensemble_size=size, seed=draw, t_prime=30)
+        for size, gain in {1: 0.0, 2: 0.02, 4: 0.03}.items()
         for draw in (0, 1)
     ]
     starts = {"empty": -0.3, "step 100": -0.1, "step 200": -0.05, "best": 0.0}
@@ -48,7 +48,8 @@ def results(addpm_calls=8, **gains):
         for metric, values in found.items()
     ]
     fewer = [rows(ALL, BASE, nfe=61), rows(solver_row(10), BASE + NOISE - 0.03, nfe=21)]
-    cut = [rows("PD-DDPM", BASE, nfe=16), rows("ADDPM", at("addpm"), nfe=addpm_calls)]
+    cut = [rows("PD-DDPM", BASE, metric, nfe=16) for metric in ("dice", "lesion_f1")]
+    cut += [rows("ADDPM", at("addpm"), nfe=addpm_calls), rows("ADDPM", at("addpm_f1"), "lesion_f1", nfe=addpm_calls)]
     return {
         "truncation_scores": pd.concat(cut),
         "agreement_scores": pd.concat(agreed),
@@ -71,10 +72,12 @@ def test_differences_are_the_ones_named():
     found = read(ddpm=-0.05, tdpm=0.03, addpm=-0.1).estimate.groupby("number").agg(list)
     shift = NOISE.mean()
     assert found["C1"] == pytest.approx([0.05 - shift, 0.02 - shift]) and found["C2"] == pytest.approx([0.02 - shift])
-    assert found["C3"] == pytest.approx([-0.03 - shift, 0.02 - shift]) and found["C8"] == pytest.approx([-0.1 + shift])
+    assert found["C3"] == pytest.approx([-0.03 - shift, 0.02 - shift]) and found["C8"] == pytest.approx(
+        [-0.1 + shift, -0.02 + shift]
+    )
     assert found["C4"] == pytest.approx([0.01, 0.03])
     assert found["C5"] == pytest.approx([(9e-5 - 1e-5) * (1 + shift), (2 * 9e-5 - 1e-5 - 1e-4) * (1 + shift)])
-    assert found["C6"] == pytest.approx([0.03, 0]) and found["C7"] == pytest.approx([0.0375, 0.15])
+    assert found["C6"] == pytest.approx([0.03, 0.01, 0]) and found["C7"] == pytest.approx([0.0375, 0.15])
     assert found["C9"] == pytest.approx([-0.03 + shift])
     assert found["C10"] == pytest.approx([3e-3 * (1 + shift), 0.1 * (1 + shift)])
 
@@ -89,13 +92,14 @@ def test_verdicts_follow_the_interval():
     equal = read(ddpm=0.0, wolleb2021=0.05, attention_unet=0.0, addpm=-0.01)
     assert equal.verdict["C1"].tolist() == ["holds", "does not hold"], "not worse: within the margin"
     assert equal.verdict["C2"].tolist() == ["undecided"], "a difference of zero beats nobody"
-    assert equal.verdict["C8"].tolist() == ["undecided"], "at the margin"
-    assert read(addpm=-0.05).verdict["C8"].tolist() == ["does not hold"]
+    assert equal.verdict["C8"].tolist() == ["undecided", "does not hold"], "at the margin; lesion F1 beyond it"
+    assert read(addpm=-0.05, addpm_f1=0.05).verdict["C8"].tolist() == ["does not hold", "holds"]
 
 
 def test_not_worse_without_fewer_calls_proves_nothing():
     cheap, dear = read(addpm=0.05), read(addpm=0.05, addpm_calls=16)
-    assert cheap.verdict["C8"].tolist() == ["holds"] and dear.verdict["C8"].tolist() == ["undecided"]
+    assert cheap.verdict["C8"].tolist() == ["holds", "does not hold"]
+    assert dear.verdict["C8"].tolist() == ["undecided", "undecided"]
     assert dear.loc["C8"].index[0].endswith("(16 against 16 calls)")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pdlib import experiment, sampler
-from pdlib.comparison import Plan, best, method_rows
+from pdlib.comparison import Plan, best, method_members, method_rows
 from pdlib.methods import METHODS, jobs
 from pdlib.segmenters import SEGMENTERS
 
@@ -81,6 +81,30 @@ def test_a_row_is_scored_with_its_members_and_its_calls(trained, name, members, 
     assert set(rows.ensemble_size) == {members} and set(rows.nfe) == {nfe}
     if members > 1:
         assert (rows[rows.metric == "uncertainty"].value > 0).all(), "members differ"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].start and METHODS[name].members != "one"])
+def test_the_mean_of_members_settles_as_one_over_root_k(trained, name):
+    """Sixteen members instead of four halve the standard error of their mean: a chain's members are independent."""
+    run, plan = trained.run, replace(PLAN, ensemble_size=64)
+    subject = run.subjects("test")[0]
+    members = method_members(run, name, plan=plan, t_prime=300, subject=subject, on_batch=experiment.silent)
+    values = members[:, run.volume(subject).brain]  # [64, voxels]
+    error = {k: values.reshape(-1, k, values.shape[1]).mean(axis=1).var(axis=0, ddof=1).mean() ** 0.5 for k in (4, 16)}
+    assert len(values) == 64 and error[4] / error[16] == pytest.approx(2.0, abs=0.3)
+
+
+def test_addpm_that_stops_at_zero_is_pd_ddpm(trained):
+    """Through plan and cache, with no last network to be found."""
+    whole = {
+        "run": trained.run,
+        "t_prime": 300,
+        "subject": trained.run.subjects("test")[0],
+        "on_batch": experiment.silent,
+    }
+    plan = replace(PLAN, t_stop=0)
+    addpm, pd_ddpm = (method_members(name=name, plan=plan, **whole) for name in ("addpm", "pd_ddpm"))
+    np.testing.assert_array_equal(addpm, pd_ddpm)
 
 
 def test_what_a_row_starts_from(trained):

@@ -92,7 +92,7 @@ def test_chain_visits_exactly_t_prime_indices():
             assert visited[0] == t_prime - 1 and visited[-1] == 0
             assert len(visited) == max(math.ceil(t_prime / stride), min(t_prime, 2))
             assert list(visited) == sorted(set(visited), reverse=True)
-    assert scale_t_prime(300, 1000, 100) == 30
+    assert [scale_t_prime(value, 1000, 100) for value in (300, 4, 0)] == [30, 1, 0]
 
 
 def test_every_index_is_denoised_once_from_t_start_to_zero():
