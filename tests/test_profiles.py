@@ -1,4 +1,4 @@
-"""Profiles and notebooks fit together: every parameter is known, every network runs, every notebook obeys the house."""
+"""Profiles and notebooks fit together: every parameter is known, every network runs, every notebook keeps the rules."""
 
 import ast
 import re
