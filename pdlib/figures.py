@@ -270,17 +270,19 @@ def ensemble_figure(scores: pd.DataFrame, *, method: str) -> Figure:
 def calls_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapping[str, float]) -> Figure:
     """Scores against network calls, a panel for each metric: one point a method, mean over subjects with its interval.
 
-    scores: rows of `records.COLUMNS`, of one split; a method's name is its label. Each point stands a little to the
-    right of the one before, so that methods with as many calls do not cover each other.
+    scores: rows of `records.COLUMNS`, of one split; a method's name is its label. Of methods with as many calls each
+    stands a little to the right of the one before, so that they do not cover each other.
     """
     figure = Figure(figsize=(DOUBLE, 2.9))
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        drawn: list[float] = []
         for place, (method, rows) in enumerate(scores[scores.metric == metric].groupby("method", sort=False)):
             mean = mean_interval(subject_values(rows), **interval)
             reach = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
             style = {"fmt": "o", "color": f"C{place}", "capsize": 2, "elinewidth": 0.8}
-            beside = rows.nfe.mean() * 1.03**place
-            ax.errorbar(beside, mean["mean"], reach, label=display_name(method), **style)
+            calls = float(rows.nfe.mean())
+            ax.errorbar(calls * 1.03 ** drawn.count(calls), mean["mean"], reach, label=display_name(method), **style)
+            drawn.append(calls)
         ax.set(ylabel=display_name(metric))
         _calls_axis(ax, scores.nfe)
     handles, labels = ax.get_legend_handles_labels()

@@ -31,12 +31,20 @@ def numbers(place: Layout) -> str:
     )
     code = (stamp["git"]["sha"] or "unknown")[:10] + (" with changes" if stamp["git"].get("dirty") else "")
     source = (
-        f"Profile `{place.profile}`, code {code}, device {stamp['device']}, torch {stamp['packages']['torch']}, "
-        f"seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
+        f"Scores of profile `{place.profile}` from code {code}, device {stamp['device']}, "
+        f"torch {stamp['packages']['torch']}, seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
     )
-    claims = (place.figures / "claims.md").read_text(encoding="utf-8")
+    claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip() + "\n\n" + _verdicts(place)
     one, sites, two, truncation = (_brief(place, n) for n in ("table1", "table1_by_site", "table2", "truncation"))
     return "\n\n".join(part.strip() for part in (source, claims, one, first, sites, two, second, truncation))
+
+
+def _verdicts(place: Layout) -> str:
+    """The ledger in a sentence."""
+    rows = pd.read_csv(place.figures / "claims.csv")
+    of = rows.groupby("verdict").number.agg(lambda numbers: f"{len(numbers)} ({', '.join(dict.fromkeys(numbers))})")
+    said = [f"{verdict} {of.get(verdict, 0)}" for verdict in ("holds", "does not hold", "undecided")]
+    return f"Verdicts of {len(rows)} rows: {'; '.join(said)}. The undecided speak neither for a claim nor against it."
 
 
 def _brief(place: Layout, name: str) -> str:
