@@ -56,7 +56,8 @@ def ledger(
     table1, presegs, calls = score["table1_scores"], score["preseg_scores"], _calls(tables["table1_scores"])
     stepped, spent = score["fewer_calls_scores"], _calls(tables["fewer_calls_scores"])
     cut, cost_cut = score["truncation_scores"], _calls(tables["truncation_scores"])
-    cut_f1, sweep = _by_subject(tables["truncation_scores"], "lesion_f1"), tables["t_prime_scores"]
+    cut_f1 = _by_subject(tables["truncation_scores"], "lesion_f1")
+    sweep = tables["t_prime_scores"]
     curve, spread = (_curve(sweep, metric, "test") for metric in ("dice", "uncertainty"))
     chosen, first, last = chosen_t_primes(sweep), min(spread), max(spread)
     home = sweep[sweep.split == "test"].groupby("subject").fold.first()

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class Run:
         """The site of a subject."""
         return self._folds.set_index("subject")["site"][subject]
 
-    @property
+    @cached_property
     def _folds(self) -> pd.DataFrame:
         return records.read_table(self.place.folds)
 

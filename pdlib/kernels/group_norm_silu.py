@@ -89,14 +89,17 @@ def _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_chan
 
 
 @triton.jit
-def _normalised_and_dz(h, dy, mean, rstd, weight, bias, SILU: tl.constexpr):
-    """What weight and bias were applied to, and the gradient of what came out of that."""
-    normalised = (h - mean[None, :]) * rstd[None, :]
+def _normalised_and_dz(dy_ptr, h_ptr, weight_ptr, bias_ptr, at, valid, channel, known, mean, rstd, SILU: tl.constexpr):
+    """What weight and bias were applied to, the gradient of what came out of that, and the weight."""
+    weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    normalised = (tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
+    dz = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
     if SILU:
         z = normalised * weight[None, :] + bias[None, :]
         gate = 1.0 / (1.0 + tl.exp(-z))
-        dy *= gate * (1.0 + z * (1.0 - gate))
-    return normalised, dy
+        dz *= gate * (1.0 + z * (1.0 - gate))
+    return normalised, dz, weight
 
 
 @triton.jit
@@ -217,11 +220,9 @@ def _backward_sums_kernel(
     """Sums of dz and dz * normalised over a block of pixels, for each channel: partial [N, blocks, 2, C]."""
     at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
     mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT)
-    weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
-    h = tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    normalised, dz = _normalised_and_dz(h, dy, mean, rstd, weight, bias, SILU)
+    normalised, dz, _ = _normalised_and_dz(
+        dy_ptr, h_ptr, weight_ptr, bias_ptr, at, valid, channel, known, mean, rstd, SILU
+    )
     to = partial_ptr + (tl.program_id(0) * blocks + tl.program_id(1)) * 2 * channels + channel
     tl.store(to, tl.sum(dz, axis=0), mask=known)
     tl.store(to + channels, tl.sum(tl.where(valid, dz * normalised, 0.0), axis=0), mask=known)
@@ -254,11 +255,9 @@ def _backward_apply_kernel(
     group = tl.program_id(0) * groups + channel // group_channels
     inner = tl.load(inner_ptr + group, mask=known, other=0.0)
     outer = tl.load(outer_ptr + group, mask=known, other=0.0)
-    weight = tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
-    h = tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    normalised, dz = _normalised_and_dz(h, dy, mean, rstd, weight, bias, SILU)
+    normalised, dz, weight = _normalised_and_dz(
+        dy_ptr, h_ptr, weight_ptr, bias_ptr, at, valid, channel, known, mean, rstd, SILU
+    )
     dh = rstd[None, :] * (dz * weight[None, :] - inner[None, :] - normalised * outer[None, :])
     tl.store(dh_ptr + at, dh.to(dh_ptr.dtype.element_ty), mask=valid)
 

@@ -1,11 +1,10 @@
 """One reverse step in one pass over the state, in place in the network's input (twin: reference.reverse_step)."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pdlib.kernels.stream import row_channel_pixel, stream_normal
+from pdlib.kernels.stream import key_and_words, row_channel_pixel, stream_normal
 from pdlib.noise import Streams
 
 BLOCK = 1024  # places of a program
@@ -68,9 +67,7 @@ def p_sample_into(
         table,
         lines,
         steps,
-        streams.keys,
-        streams.slices.to(torch.int32),
-        streams.members.to(torch.int32),
+        *key_and_words(streams),
         *clamp,
         pixels,
         *row_channel_pixel(x),

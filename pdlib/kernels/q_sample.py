@@ -1,11 +1,10 @@
 """Diffuse a mask straight into the network's input, with the noise of each row's stream (twin: reference.q_sample)."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pdlib.kernels.stream import row_channel_pixel, signed_word, stream_normal
+from pdlib.kernels.stream import key_and_words, row_channel_pixel, signed_word, stream_normal
 from pdlib.noise import Streams
 
 BLOCK = 1024  # places of a program
@@ -53,9 +52,7 @@ def q_sample_into(out: Tensor, x_start: Tensor, weights: Tensor, streams: Stream
         x_start,
         out,
         weights,
-        streams.keys,
-        streams.slices.to(torch.int32),
-        streams.members.to(torch.int32),
+        *key_and_words(streams),
         signed_word(step),
         pixels,
         *row_channel_pixel(x_start),

@@ -1,8 +1,11 @@
 """The noise streams of `noise` inside a kernel: the same Philox key and counter, hence the same bits."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from pdlib.noise import Streams
 
 
 @triton.jit
@@ -12,6 +15,11 @@ def stream_normal(key, place, step, member, slice_number):
     first, second, _, _ = tl.philox(key, place, zero + step, zero + member, zero + slice_number)
     radius = tl.sqrt(-2.0 * tl.log(tl.maximum(tl.uint_to_uniform_float(first), 1e-7)))
     return radius * tl.cos(6.283185307179586 * tl.uint_to_uniform_float(second))
+
+
+def key_and_words(streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, slices and members of the rows as a kernel takes them: [N] int64, int32, int32."""
+    return streams.keys, streams.slices.to(torch.int32), streams.members.to(torch.int32)
 
 
 def row_channel_pixel(x: Tensor) -> tuple[int, int, int]:
