@@ -5,13 +5,16 @@ Modules carry the names of openai/guided-diffusion, so that a state dict of that
 channels_last tensors (and `.to(memory_format=torch.channels_last)` the network) for speed.
 """
 
+import copy
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pdlib import ops
 
 NORM_GROUPS = 32  # the architecture's rule, at every width
 
@@ -25,20 +28,32 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """Group normalisation in float32, an optional modulation, and SiLU unless `silu` is off; dtype and layout stay.
-
-    `scale` and `shift` ([N, C, 1, 1] or None) modulate the normalised activations: h * (1 + scale) + shift.
-    """
+    """Group normalisation in float32, and SiLU unless `silu` is off; dtype and layout stay."""
 
     def __init__(self, channels: int, silu: bool = True):
         super().__init__(NORM_GROUPS, channels)
         self.silu = silu
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """shift [N, C] is added to x; with a scale [N, C] both modulate what is normalised: h * (1 + scale) + shift."""
+        if scale is None:
+            return self.join(x, None, shift)[0]
         h = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
-        if scale is not None:
-            h = h * (1 + scale) + shift
+        h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return (F.silu(h) if self.silu else h).to(x.dtype)
+
+    def join(self, x: Tensor, residual: Tensor | None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What becomes of x + residual + shift, and x + residual; without a residual x itself."""
+        return ops.group_norm_silu(
+            x,
+            self.weight,
+            self.bias,
+            groups=self.num_groups,
+            eps=self.eps,
+            silu=self.silu,
+            shift=shift,
+            residual=residual,
+        )
 
 
 def _zero(module: nn.Module) -> nn.Module:
@@ -61,7 +76,8 @@ def _upsample(channels: int) -> nn.Module:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions and a skip; the time embedding enters between them, added or as scale and shift.
+    """Two convolutions and a skip, which are added by whoever comes next; the time enters between the convolutions,
+    added or as scale and shift.
 
     `resample` (a change of resolution without parameters, or none) acts on the branch, before its first convolution,
     and on the skip.
@@ -79,13 +95,14 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None, modulation: Tensor) -> tuple[Tensor, Tensor]:
+        """Branch and skip of x + residual; modulation is what the block takes of the time, [N, C or 2C]."""
         norm, _, conv = self.in_layers
-        h = conv(self.resample(norm(x)))
-        emb = self.emb_layers(emb)[:, :, None, None]  # [N, C or 2C, 1, 1]
+        y, x = norm.join(x, residual)
+        h = conv(self.resample(y))
         norm, _, dropout, conv = self.out_layers
-        h = norm(h, *emb.chunk(2, dim=1)) if self.scale_shift else norm(h + emb)
-        return self.skip_connection(self.resample(x)) + conv(dropout(h))
+        h = norm(h, *reversed(modulation.chunk(2, dim=1))) if self.scale_shift else norm(h, modulation)
+        return conv(dropout(h)), self.skip_connection(self.resample(x))
 
 
 class AttentionBlock(nn.Module):
@@ -101,8 +118,10 @@ class AttentionBlock(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, L, C], a view of a channels_last tensor
+    def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Branch and skip of x + residual."""
+        y, x = self.norm.join(x, residual)
+        tokens = y.flatten(2).transpose(1, 2)  # [N, L, C], a view of a channels_last tensor
         qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
         if self.new_attention_order:
             q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -110,16 +129,22 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.unflatten(2, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)  # each [N, heads, L, C / heads]
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [N, L, C]
         h = F.linear(h, self.proj_out.weight[..., 0], self.proj_out.bias)
-        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+        return h.transpose(1, 2).unflatten(2, x.shape[2:]), x
 
 
 class _Stage(nn.Sequential):
-    """Layers in a row, of which only the residual blocks take the time embedding."""
+    """Layers in a row, of which the residual blocks take the time; branch and skip are added where that is due."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulations: Iterator[Tensor]) -> Tensor:
+        residual = None
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
-        return x
+            if isinstance(layer, ResBlock):
+                x, residual = layer(x, residual, next(modulations))
+            elif isinstance(layer, AttentionBlock):
+                x, residual = layer(x, residual)
+            else:
+                x, residual = layer(x if residual is None else x + residual), None
+        return x if residual is None else x + residual
 
 
 class GuidedUNet(nn.Module):
@@ -206,14 +231,53 @@ class GuidedUNet(nn.Module):
 
         Raises ValueError unless H and W are multiples of `self.factor`.
         """
+        return self.denoise(x, self.modulations(t))
+
+    def modulations(self, t: Tensor) -> list[Tensor]:
+        """What the residual blocks take of step indices `t`, in their order: [N, C or 2C] each."""
+        waves = timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
+        emb = self.time_embed(waves)  # [N, 4 * model_channels]
+        return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+
+    def denoise(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """The network on [N, in, H, W], given what `modulations` returns of its step indices."""
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             raise ValueError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: pad it to a multiple of {self.factor}")
-        emb = self.time_embed(timestep_embedding(t, self.model_channels))  # [N, 4 * model_channels]
+        times = iter(modulations)
         h, skips = x, []
         for stage in self.input_blocks:
-            h = stage(h, emb)
+            h = stage(h, times)
             skips.append(h)
-        h = self.middle_block(h, emb)
+        h = self.middle_block(h, times)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+            h = stage(torch.cat([h, skips.pop()], dim=1), times)
         return self.out(h)
+
+
+class PreparedDenoiser:
+    """A trained network made ready for sampling: weights cast once, and what it takes of every step index in a table.
+
+    Args:
+        network: a copy of it is prepared.
+        steps: indices 0 to steps - 1 can be asked for.
+        precision: "bf16-mixed" computes in bfloat16 (normalisation in float32), "32-true" in float32.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: GuidedUNet, steps: int, precision: str):
+        self.graphs: dict = {}  # of its steps on a GPU
+        self.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+        self.device = next(network.parameters()).device
+        self.network = copy.deepcopy(network).eval()
+        parts = self.network.modulations(torch.arange(steps, device=self.device))
+        self.widths = [part.shape[1] for part in parts]
+        self.table = torch.cat(parts, dim=1).to(self.dtype)  # [steps, sum of widths]
+        for layer in self.network.modules():
+            if not isinstance(layer, GroupNormSiLU) and not any(layer.children()):
+                layer.to(self.dtype, memory_format=torch.channels_last)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """[N, in, H, W], step indices [N] -> float32 [N, out, H, W]."""
+        modulations = self.table.index_select(0, t).split(self.widths, dim=1)
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        return self.network.denoise(x, modulations).float()

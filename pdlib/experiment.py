@@ -21,6 +21,7 @@ from torch import nn
 
 from pdlib import agreement, inference, metrics, noise, ops, records
 from pdlib.data import splits, wmh
+from pdlib.denoiser import PreparedDenoiser
 from pdlib.generators import ConditionalGan
 from pdlib.paths import ROOT, Layout
 from pdlib.sampler import Chain, Diffusion
@@ -94,6 +95,10 @@ class Run:
         case = _find_case(self.data["root"], subject)
         return wmh.read_raters(self.data["root"], case, self.volume(subject).grid)
 
+    def prepare(self, network: nn.Module, t_max: int) -> PreparedDenoiser:
+        """A denoiser as it stands now, ready to be sampled with from any index below t_max."""
+        return PreparedDenoiser(network, t_max, self.autocast)
+
     def stamp(self) -> dict:
         """The provenance of a table that this run writes."""
         return records.stamp(
@@ -156,7 +161,7 @@ def segmenter_dice(run: Run, network: nn.Module) -> dict[str, float]:
 
 def sampled_dice(
     run: Run,
-    network: nn.Module,
+    denoise: PreparedDenoiser,
     diffusion: Diffusion,
     chain: Chain,
     subjects: list[str],
@@ -170,7 +175,7 @@ def sampled_dice(
     masks = []
     for subject in subjects:
         start = np.zeros(run.volume(subject).brain.shape) if starts is None else starts(subject)
-        member = _members(run, network, diffusion, chain, one_step, subject, start[None], range(1), silent)
+        member = _members(run, denoise, diffusion, chain, one_step, subject, start[None], range(1), silent)
         masks.append(member.values[0] >= run.threshold)
     return {"dice": _mean_dice(run, subjects, masks)}
 
@@ -202,9 +207,9 @@ def draw_once(run: Run, network: nn.Module, subject: str, member: int, on_batch:
     )
 
 
-def _members(run, network, diffusion, chain, one_step, subject, starts, members, on_batch) -> Timed:
+def _members(run, denoise, diffusion, chain, one_step, subject, starts, members, on_batch) -> Timed:
     return inference.sample_members(
-        network,
+        denoise,
         run.volume(subject),
         starts,
         chain=chain,
@@ -308,10 +313,10 @@ def _load_network(weights: Path, digest: str, device: torch.device, kinds: tuple
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A trained denoiser with the name of its training and what it was trained for."""
+    """A trained denoiser, prepared for sampling, with the name of its training and what it was trained for."""
 
     name: str
-    network: nn.Module
+    network: PreparedDenoiser
     diffusion: Diffusion
     t_max: int
     digest: str
@@ -321,7 +326,8 @@ class Denoiser:
         """The best weights of a denoiser's training."""
         path = run.place.weights(training) / "best.safetensors"
         network, card = _network(run, path, "denoiser")
-        return cls(training, network, inference.build_diffusion(**card["diffusion"]), card["t_max"], digest(path))
+        diffusion, t_max = inference.build_diffusion(**card["diffusion"]), card["t_max"]
+        return cls(training, run.prepare(network, t_max), diffusion, t_max, digest(path))
 
 
 def chain_members(

@@ -6,17 +6,20 @@ Volumes have one class (white matter lesions); `slices` carries any number.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.special import expit
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from pdlib import noise, ops
 from pdlib.codec import build_codec
 from pdlib.data.wmh import Volume
-from pdlib.denoiser import GuidedUNet
+from pdlib.denoiser import GuidedUNet, PreparedDenoiser
 from pdlib.generators import ConditionalGan, build_generator
 from pdlib.noise import Streams
 from pdlib.sampler import Chain, Diffusion, preseg_start
@@ -108,7 +111,7 @@ def draw_member(
 
 
 def sample_members(
-    network: nn.Module,
+    denoise: PreparedDenoiser,
     volume: Volume,
     starts: np.ndarray,
     *,
@@ -138,13 +141,14 @@ def sample_members(
         inside = torch.from_numpy(window.cut(np.ones_like(volume.brain)))[:, None]  # [N, 1, H, W]
         start = torch.where(inside, start, _empty_start(streams, inside.shape[1:], chain, diffusion))
     drawn = sample_slices(
-        network,
+        denoise,
         image,
         start,
         streams,
         chain=chain,
         diffusion=diffusion,
         one_step=one_step,
+        device=denoise.device,
         batch_size=batch_size,
         precision=precision,
         on_batch=on_batch,
@@ -180,13 +184,24 @@ def build_diffusion(*, schedule: dict, codec: str, prediction: str) -> Diffusion
     return Diffusion(build_schedule(**schedule), build_codec(codec), prediction)
 
 
+@cache
 def fast_precision(device: torch.device) -> str:
-    """ "bf16-mixed" where the device computes bfloat16 in hardware, else "32-true"."""
+    """ "bf16-mixed" where this device convolves at least a quarter faster in bfloat16, else "32-true".
+
+    A processor without bfloat16 in hardware imitates it, several times slower than float32: it is measured, once. A
+    GPU says whether it has it; on one a convolution short enough for a probe would measure its launch.
+    """
     if device.type == "cuda":
-        hardware = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        hardware = torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if hardware else "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+    def seconds(dtype: torch.dtype) -> float:
+        x = torch.ones(4, 64, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        weight = torch.ones(64, 64, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        used = {"conv2d": F.conv2d, "x": x, "weight": weight}
+        timer = Timer("conv2d(x, weight)", globals=used, num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=0.05).median
+
+    return "bf16-mixed" if 1.25 * seconds(torch.bfloat16) < seconds(torch.float32) else "32-true"
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -202,9 +217,10 @@ def load_segmenter(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     return load_network(path, device, "segmenter")
 
 
-def load_denoiser(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
-    """A trained denoiser (averaged weights) in eval mode, and its card."""
-    return load_network(path, device, "denoiser")
+def load_denoiser(path: Path, device: torch.device, precision: str) -> tuple[PreparedDenoiser, dict]:
+    """A trained denoiser (averaged weights), prepared for sampling in this precision, and its card."""
+    network, card = load_network(path, device, "denoiser")
+    return PreparedDenoiser(network, card["t_max"], precision), card
 
 
 def load_network(path: Path, device: torch.device, *kinds: str) -> tuple[nn.Module, dict]:

@@ -61,21 +61,21 @@ def philox(key: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple
     c0, c1, c2, c3 = counter
     for _ in range(10):
         p0, p1 = _ROUND_MULTIPLIERS[0] * c0, _ROUND_MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, p1 & _WORD, ((p0 >> 32) & _WORD) ^ c3 ^ k1, p0 & _WORD
-        k0, k1 = (k0 + _KEY_INCREMENTS[0]) & _WORD, (k1 + _KEY_INCREMENTS[1]) & _WORD
-    return c0, c1, c2, c3
+        c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & _WORD, ((p0 >> 32) ^ c3 ^ k1) & _WORD
+        c1, c3 = p1, p0  # of which the low word counts
+        k0, k1 = k0 + _KEY_INCREMENTS[0], k1 + _KEY_INCREMENTS[1]
+    return c0, c1 & _WORD, c2, c3 & _WORD
 
 
 def _uniform(word: Tensor) -> Tensor:
-    signed = torch.where(word >= 2**31, word - 2**32, word)
-    return torch.where(signed < 0, -signed - 1, signed).to(torch.float32) * _INT31_TO_UNIT
+    return torch.minimum(word, _WORD - word).to(torch.float32) * _INT31_TO_UNIT
 
 
-def _words(streams: Streams, step: int, count: int) -> tuple[Tensor, Tensor]:
+def _words(streams: Streams, step: int | Tensor, count: int) -> tuple[Tensor, Tensor]:
     device = streams.keys.device
     place = torch.arange(count, device=device)
     rows = [value.reshape(-1, 1) for value in (streams.keys, streams.members, streams.slices)]
-    step_word = torch.tensor(step, dtype=torch.int64, device=device)
+    step_word = torch.as_tensor(step, dtype=torch.int64, device=device).reshape(-1, 1)
     first, second, _, _ = philox(rows[0], (place, step_word, rows[1], rows[2]))
     return first, second
 
@@ -86,8 +86,9 @@ def uniform(streams: Streams, step: int, *shape: int) -> Tensor:
     return _uniform(first).reshape(-1, *shape)
 
 
-def normal(streams: Streams, step: int, *shape: int) -> Tensor:
-    """Standard Gaussian noise of a step, [N, *shape] float32 on the streams' device (Box-Muller)."""
+def normal(streams: Streams, step: int | Tensor, *shape: int) -> Tensor:
+    """Standard Gaussian noise of a step (one for all rows, or [N]), [N, *shape] float32 on the streams' device
+    (Box-Muller)."""
     first, second = _words(streams, step, math.prod(shape))
     radius = torch.sqrt(-2.0 * torch.log(_uniform(first).clamp_min(1e-7)))
     return (radius * torch.cos(2 * math.pi * _uniform(second))).reshape(-1, *shape)

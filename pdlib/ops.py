@@ -1,14 +1,36 @@
-"""The ops of the chain: arguments are checked here, once, and the implementation is chosen here and nowhere else."""
+"""The ops of the chain: arguments are checked here, once, and the implementation is chosen here and nowhere else.
+
+Tensors on a GPU go to the Triton kernels where there is Triton, all others to the references; with TRITON_INTERPRET=1
+in the environment, Triton's interpreter runs the kernels anywhere (a check, and slow).
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pdlib import reference
+from pdlib import noise, reference
 from pdlib.codec import MaskCodec
-from pdlib.schedule import Schedule
+from pdlib.noise import Streams
+from pdlib.schedule import Schedule, step_weights
 
 PREDICTIONS = ("eps", "v", "x_start")
+WEIGHTED_STEPS = ("ddpm", "ddim")
 VOTES = ("soft", "majority")
+HALF_NORM_PIXELS = (
+    1024  # from here on torch's norm of bfloat16 beats a detour over float32 on a CPU (benchmarks/ops.py)
+)
+_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def fused(x: Tensor) -> bool:
+    """Whether the kernels compute on this tensor."""
+    return _TRITON and (x.is_cuda or _INTERPRETED)
 
 
 def _check_index(t: int | Tensor, schedule: Schedule, rows: int) -> None:
@@ -31,14 +53,28 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def q_sample(x_start: Tensor, t: int | Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
-    """Diffuse x_start to index t in one jump (PD-DDPM Eq. 1). [N, 1, H, W] -> the same; t scalar or [N]."""
+    """Diffuse x_start to index t in one jump (PD-DDPM Eq. 1). [N, C, H, W] -> the same; t scalar or [N]."""
     _check_same_shape(x_start=x_start, noise=noise)
     _check_index(t, schedule, len(x_start))
     return reference.q_sample(x_start, t, noise, schedule)
 
 
+def q_sample_start(x_start: Tensor, t: int, streams: Streams, schedule: Schedule) -> Tensor:
+    """Diffuse x_start to index t, where a chain starts, with the noise of each row's stream. [N, C, H, W] float32."""
+    _check_index(t, schedule, len(x_start))
+    if fused(x_start):
+        from pdlib.kernels.q_sample import q_sample_into
+
+        abar = schedule.abar(t)
+        weights = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).to(x_start.device, torch.float32)
+        x_t = torch.empty_like(x_start, dtype=torch.float32)
+        q_sample_into(x_t, x_start, weights.expand(len(x_start), 2).contiguous(), streams, noise.START)
+        return x_t
+    return reference.q_sample(x_start, t, noise.normal(streams, noise.START, *x_start.shape[1:]), schedule)
+
+
 def training_target(prediction: str, x_start: Tensor, t: int | Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
-    """The regression target at index t for a network that predicts eps, v or x_start. [N, 1, H, W] -> the same."""
+    """The regression target at index t for a network that predicts eps, v or x_start. [N, C, H, W] -> the same."""
     _check_choice("prediction", prediction, PREDICTIONS)
     _check_same_shape(x_start=x_start, noise=noise)
     _check_index(t, schedule, len(x_start))
@@ -48,7 +84,7 @@ def training_target(prediction: str, x_start: Tensor, t: int | Tensor, noise: Te
 def predict_x_start(
     prediction: str, output: Tensor, x_t: Tensor, t: int | Tensor, schedule: Schedule, clamp: tuple[float, float]
 ) -> Tensor:
-    """Network output at index t -> clamped x_start. [N, 1, H, W] -> the same."""
+    """Network output at index t -> clamped x_start. [N, C, H, W] -> the same."""
     _check_choice("prediction", prediction, PREDICTIONS)
     _check_same_shape(output=output, x_t=x_t)
     _check_index(t, schedule, len(x_t))
@@ -58,9 +94,9 @@ def predict_x_start(
 def p_sample(
     x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule, spread: Tensor | None = None
 ) -> Tensor:
-    """One ancestral step from t to t_prev < t; -1 is the clean image (DDPM Eq. 7). [N, 1, H, W] -> the same.
+    """One ancestral step from t to t_prev < t; -1 is the clean image (DDPM Eq. 7). [N, C, H, W] -> the same.
 
-    spread: what a network with a learned variance says of it, [N, 1, H, W]; without it the variance is fixed-large.
+    spread: what a network with a learned variance says of it, [N, C, H, W]; without it the variance is fixed-large.
     """
     _check_step(x_start, x_t, t, t_prev, noise, schedule)
     if spread is not None:
@@ -69,7 +105,7 @@ def p_sample(
 
 
 def learned_variance(spread: Tensor, t: int | Tensor, t_prev: int | Tensor, schedule: Schedule) -> Tensor:
-    """The variance of a step from t to t_prev < t that the network's spread stands for. [N, 1, H, W] -> the same."""
+    """The variance of a step from t to t_prev < t that the network's spread stands for. [N, C, H, W] -> the same."""
     _check_index(t, schedule, len(spread))
     return reference.learned_variance(spread, t, t_prev, schedule)
 
@@ -89,7 +125,7 @@ def variational_bound(
 def ddim_sample(
     x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule, eta: float
 ) -> Tensor:
-    """One DDIM step from t to t_prev < t; -1 is the clean image (DDIM Eq. 12). [N, 1, H, W] -> the same."""
+    """One DDIM step from t to t_prev < t; -1 is the clean image (DDIM Eq. 12). [N, C, H, W] -> the same."""
     _check_step(x_start, x_t, t, t_prev, noise, schedule)
     return reference.ddim_sample(x_start, x_t, t, t_prev, noise, schedule, eta)
 
@@ -112,14 +148,136 @@ def dpm_solver_sample(
 
 def _check_step(x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule) -> None:
     _check_same_shape(x_start=x_start, x_t=x_t, noise=noise)
-    _check_index(t, schedule, len(x_t))
+    _check_pair(t, t_prev, schedule)
+
+
+def _check_pair(t: int, t_prev: int, schedule: Schedule) -> None:
+    _check_index(t, schedule, 1)
     if not -1 <= t_prev < t:
         raise ValueError(f"t_prev must lie in -1..t-1, got t={t}, t_prev={t_prev}")
 
 
-def ensemble_stats(members: Tensor, threshold: float, vote: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance (ddof 0) and mask over members: [E, ...] in 0..1 -> three of [...]."""
-    _check_choice("vote", vote, VOTES)
+@dataclass(frozen=True)
+class StepTable:
+    """What the steps of a chain multiply by, a line for each visited index, on the chain's device.
+
+    Args:
+        indices: [S] int32, the visited indices; also the noise's counter words.
+        weights: [S, 7] float32, of `schedule.step_weights`.
+        clamp: the range of a predicted x_start.
+        learns: whether a network with 2C channels decides the variance.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    clamp: tuple[float, float]
+    learns: bool
+
+
+def step_table(
+    schedule: Schedule,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    prediction: str,
+    step: str,
+    eta: float,
+    clamp: tuple[float, float],
+    device: torch.device,
+) -> StepTable:
+    """The table of "ddpm" or "ddim" steps t -> t_prev < t; -1 is the clean image."""
+    _check_choice("prediction", prediction, PREDICTIONS)
+    _check_choice("step", step, WEIGHTED_STEPS)
+    for t, t_prev in pairs:
+        _check_pair(t, t_prev, schedule)
+    weights = [step_weights(schedule, *pair, prediction=prediction, step=step, eta=eta) for pair in pairs]
+    indices = torch.tensor([t for t, _ in pairs], dtype=torch.int32, device=device)
+    weights = torch.tensor(weights, dtype=torch.float64).to(device, torch.float32)
+    return StepTable(indices, weights, clamp, learns=step == "ddpm")
+
+
+def reverse_step_(x_t: Tensor, output: Tensor, table: StepTable, lines: Tensor, streams: Streams) -> None:
+    """x_t [N, C, H, W] becomes the state after one step, by the line of the table that each row names, [N] int32.
+
+    x_t may be the last channels of the network's input: nothing else of that is touched. output: [N, C, H, W], or 2C
+    channels where the network says in the second half how large a "ddpm" step's variance is.
+    """
+    classes = x_t.shape[1]
+    learned = table.learns and output.shape[1] == 2 * classes
+    output = output if learned else output[:, :classes]
+    _check_same_shape(x_t=x_t, output=output[:, :classes])
+    if fused(x_t):
+        from pdlib.kernels.p_sample import p_sample_into
+
+        p_sample_into(x_t, output, table.weights, table.indices, lines, streams, table.clamp)
+        return
+    weights = table.weights[lines]
+    noisy = x_t.is_cuda or bool(weights[:, 4].any())  # asking a GPU would make it wait
+    fresh = noise.normal(streams, table.indices[lines], *x_t.shape[1:]) if noisy else torch.zeros_like(x_t)
+    output, *spread = output.split(classes, dim=1)
+    x_t.copy_(reference.reverse_step(x_t, output, weights, fresh, table.clamp, *spread))
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Group normalisation of x + residual + shift, then SiLU if asked for, and x + residual (without one x itself).
+
+    x, residual: [N, C, H, W], shift: [N, C]; moments and normalisation in float32, the dtype stays.
+    """
+    if fused(x) and x.is_contiguous(memory_format=torch.channels_last):
+        from pdlib.kernels.group_norm_silu import group_norm_silu as kernel
+
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        if shift is not None and shift.stride(1) != 1:
+            shift = shift.contiguous()
+        y, total, *_ = kernel(x, weight, bias, groups, eps, silu, shift, residual)
+        return y, x if residual is None else total
+    plain = x.is_cuda or x.dtype == torch.float32 or torch.is_grad_enabled()
+    if plain or x.shape[2] * x.shape[3] < HALF_NORM_PIXELS:
+        return reference.group_norm_silu(x, weight, bias, groups, eps, silu, shift, residual)
+    total = x if residual is None else x + residual
+    y = F.group_norm(total if shift is None else total + shift[:, :, None, None], groups, weight, bias, eps)
+    return F.silu(y, inplace=True) if silu else y, total
+
+
+def ensemble_moments(members: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance (ddof 0), entropy of the mean (nat) and the number of members at or above the threshold.
+
+    [E, ...] in 0..1 -> four of [...], the last int32.
+    """
     if members.shape[0] < 1:
         raise ValueError("an ensemble needs at least one member")
-    return reference.ensemble_stats(members, threshold, vote)
+    if fused(members):
+        from pdlib.kernels.ensemble_stats import ensemble_moments as kernel
+
+        return kernel(members.contiguous(), threshold)
+    return reference.ensemble_moments(members, threshold)
+
+
+def ensemble_stats(members: Tensor, threshold: float, vote: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance (ddof 0) and mask over members: [E, ...] in 0..1 -> three of [...].
+
+    vote "soft" thresholds the mean, "majority" asks for more than half of the members at or above the threshold.
+    """
+    _check_choice("vote", vote, VOTES)
+    mean, variance, _, votes = ensemble_moments(members, threshold)
+    return mean, variance, mean >= threshold if vote == "soft" else 2 * votes > len(members)
+
+
+def overlap_counts(masks: Tensor, references: Tensor) -> Tensor:
+    """Pixels that two masks share, and those of each: bool [E, N, H, W], [N, H, W] -> int32 [E, N, 3]."""
+    _check_same_shape(masks=masks[0], references=references)
+    if fused(masks):
+        from pdlib.kernels.overlap_counts import overlap_counts as kernel
+
+        return kernel(masks.contiguous(), references.contiguous())
+    return reference.overlap_counts(masks, references)

@@ -44,14 +44,16 @@ def photograph_members(
         begun = Timed(expit(begun.values)[None], begun.calls, begun.seconds / len(eyes))
     if chain is None:
         return begun
+    denoiser = run.prepare(networks["denoiser"], diffusion.schedule.steps)
     drawn = sample_slices(
-        networks["denoiser"],
+        denoiser,
         image,
         torch.from_numpy(begun.values >= run.threshold).float(),
         streams,
         chain=chain,
         diffusion=diffusion,
         one_step=OneStep(networks["one_step"], chain.t_stop, mask_only=False) if chain.t_stop else None,
+        device=denoiser.device,
         **how,
     )
     calls = begun.calls + ensemble_size * drawn.calls

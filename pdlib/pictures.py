@@ -9,9 +9,8 @@ import torch
 
 from pdlib import inference, noise, ops
 from pdlib.data import wmh
-from pdlib.experiment import Denoiser, Run, chain_members, draws, silent, starts
+from pdlib.experiment import Denoiser, Run, chain_members, draws, starts
 from pdlib.sampler import STARTS, Chain, sample
-from pdlib.slices import CountedCalls
 
 
 def widest_slice(run: Run, subject: str, array: np.ndarray) -> np.ndarray:
@@ -47,7 +46,7 @@ def chain_states(
     states.append((f"t = {start + 1}", first[0, 0].numpy(), preseg is not None))
     visited: list[np.ndarray] = []
     sample(
-        CountedCalls(denoiser.network, run.autocast, silent),
+        denoiser.network,
         image.to(run.device),
         mask.to(run.device),
         chain=chain,
@@ -65,13 +64,12 @@ def denoised_references(run: Run, denoiser: Denoiser, subject: str, indices: lis
     """The widest slice's reference, and the x_start predicted from it after diffusion to each index, [H, W] each."""
     image, window, place, streams = _one_slice(run, subject)
     mask = torch.from_numpy(window.cut(run.volume(subject).mask)[place]).float()[None, None]
-    network = CountedCalls(denoiser.network, run.autocast, silent)
     chain = Chain("preseg", "x0_jump", 1, 1, "ddpm", 1.0, "consistent")
     pictures = {"reference": mask[0, 0].numpy()}
     for index in indices:
         jump = replace(chain, t_prime=index + 1)
         believed = sample(
-            network,
+            denoiser.network,
             image.to(run.device),
             mask.to(run.device),
             chain=jump,
@@ -91,14 +89,14 @@ def learned_variances(run: Run, denoiser: Denoiser, subject: str, indices: list[
     """
     image, window, place, streams = _one_slice(run, subject)
     mask, brain = (window.cut(array)[place] > 0 for array in (run.volume(subject).mask, run.volume(subject).brain))
-    network, schedule = CountedCalls(denoiser.network, run.autocast, silent), denoiser.diffusion.schedule
+    schedule = denoiser.diffusion.schedule
     x_start = denoiser.diffusion.codec.encode(torch.from_numpy(mask).float()[None, None])
     rows = {}
     for index in indices:
         fresh = noise.normal(streams, noise.START, *x_start.shape[1:])
         x_t = ops.q_sample(x_start, index, fresh, schedule)
         seen = torch.cat([image, x_t], dim=1).to(run.device)
-        _, spread = network(seen, torch.full((1,), index, device=run.device)).cpu().chunk(2, dim=1)
+        _, spread = denoiser.network(seen, torch.full((1,), index, device=run.device)).cpu().chunk(2, dim=1)
         learned = ops.learned_variance(spread, index, index - 1, schedule)[0, 0].log().numpy()
         rows[index + 1] = {
             "posterior": float(schedule.posterior_variance(index, index - 1)),

@@ -1,6 +1,6 @@
 """Every op of the chain in plain torch: the specification that a kernel has to agree with.
 
-Scalars come from the float64 schedule and are cast last. x_start, x_t, eps: [N, 1, H, W]. t and t_prev are indices
+Scalars come from the float64 schedule and are cast last. x_start, x_t, eps: [N, C, H, W]. t and t_prev are indices
 k = t - 1, and t_prev = -1 stands for the clean image.
 """
 
@@ -14,7 +14,7 @@ from pdlib.schedule import Schedule
 
 
 def _column(value: Tensor, like: Tensor) -> Tensor:
-    """A float64 scalar or [N] -> a factor that broadcasts over [N, 1, H, W] in like's dtype and device."""
+    """A float64 scalar or [N] -> a factor that broadcasts over [N, C, H, W] in like's dtype and device."""
     value = value.to(dtype=like.dtype, device=like.device)
     return value if value.ndim == 0 else value.reshape(-1, 1, 1, 1)
 
@@ -51,7 +51,7 @@ def predict_x_start(
 
 
 def posterior_mean(x_start: Tensor, x_t: Tensor, t: int | Tensor, t_prev: int | Tensor, schedule: Schedule) -> Tensor:
-    """Mean of the state at t_prev given x_t and x_start (DDPM Eq. 7). [N, 1, H, W] -> the same."""
+    """Mean of the state at t_prev given x_t and x_start (DDPM Eq. 7). [N, C, H, W] -> the same."""
     abar, abar_prev, beta = schedule.abar(t), schedule.abar(t_prev), schedule.step_beta(t, t_prev)
     mean = _column(abar_prev.sqrt() * beta / (1 - abar), x_t) * x_start
     return mean + _column((1 - beta).sqrt() * (1 - abar_prev) / (1 - abar), x_t) * x_t
@@ -111,7 +111,7 @@ def ddim_sample(
 ) -> Tensor:
     """One DDIM step t -> t_prev given predicted x_start (Song et al. 2020, Eq. 12 and 16); eta = 0 is deterministic."""
     abar, abar_prev = schedule.abar(t), schedule.abar(t_prev)
-    sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).sqrt()
+    sigma = eta * schedule.posterior_variance(t, t_prev).sqrt()
     eps = (x_t - _column(abar.sqrt(), x_t) * x_start) / _column((1 - abar).sqrt(), x_t)
     mean = _column(abar_prev.sqrt(), x_t) * x_start + _column((1 - abar_prev - sigma**2).clamp_min(0).sqrt(), x_t) * eps
     return mean + _column(sigma, x_t) * noise
@@ -140,10 +140,24 @@ def _half_logsnr(t: int, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
     return signal, sigma, signal.log() - sigma.log()
 
 
-def reverse_step(x_t: Tensor, output: Tensor, weights: Tensor, noise: Tensor, clamp: tuple[float, float]) -> Tensor:
-    """One ancestral or DDIM step as a weighted sum: [N, C, H, W] -> the same. weights: [N, 5], of `step_weights`."""
-    of_state, of_output, of_start, kept, sigma = (_column(weight, x_t) for weight in weights.unbind(dim=1))
+def reverse_step(
+    x_t: Tensor,
+    output: Tensor,
+    weights: Tensor,
+    noise: Tensor,
+    clamp: tuple[float, float],
+    spread: Tensor | None = None,
+) -> Tensor:
+    """One ancestral or DDIM step as a weighted sum: [N, C, H, W] -> the same. weights: [N, 7], of `step_weights`.
+
+    spread: what a network that learns its variance says of it, in -1..1, [N, C, H, W].
+    """
+    columns = (_column(weight, x_t) for weight in weights.unbind(dim=1))
+    of_state, of_output, of_start, kept, sigma, small, large = columns
     x_start = (of_state * x_t + of_output * output).clamp(*clamp)
+    if spread is not None:
+        part = (spread + 1) / 2
+        sigma = torch.where(sigma > 0, (part * large + (1 - part) * small).exp(), 0.0)
     return of_start * x_start + kept * x_t + sigma * noise
 
 
@@ -163,7 +177,7 @@ def group_norm_silu(
     """
     total = x if residual is None else x + residual
     h = total if shift is None else total + shift[:, :, None, None]
-    y = F.group_norm(h.float(), groups, weight, bias, eps)
+    y = F.group_norm(h.float(), groups, weight.float(), bias.float(), eps)
     return (F.silu(y) if silu else y).to(x.dtype), total
 
 
@@ -174,21 +188,10 @@ def overlap_counts(masks: Tensor, references: Tensor) -> Tensor:
     return torch.stack(counts, dim=2)
 
 
-def ensemble_stats(members: Tensor, threshold: float, vote: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance (ddof 0) and mask over the first axis: [E, ...] in 0..1 -> three of [...].
-
-    vote "soft" thresholds the mean, "majority" asks for more than half of the members at or above the threshold.
-    """
-    mean = members.mean(dim=0)
-    variance = members.var(dim=0, correction=0)
-    if vote == "soft":
-        return mean, variance, mean >= threshold
-    return mean, variance, (members >= threshold).to(members.dtype).mean(dim=0) > 0.5
-
-
 def ensemble_moments(members: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, variance (ddof 0), entropy of the mean (nat), members >= threshold: [E, ...] in 0..1 -> four of [...]."""
     members = members.float()
-    mean, variance = members.mean(dim=0), members.var(dim=0, correction=0)
+    mean = members.mean(dim=0)
+    variance = (members - mean).square().mean(dim=0)
     entropy = torch.special.entr(mean) + torch.special.entr(1 - mean)
     return mean, variance, entropy, (members >= threshold).sum(dim=0, dtype=torch.int32)

@@ -22,9 +22,10 @@ from pdlib import noise, ops
 from pdlib.codec import MaskCodec
 from pdlib.noise import Streams
 from pdlib.schedule import Schedule, chain_indices
+from pdlib.steps import Buffers, Denoise, ask, begin
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C or 2C, H, W]
 Refine = Callable[[Tensor], Tensor]  # [N, image + C, H, W], x at index t_stop - 1 -> 0..1 [N, C, H, W]
+OnCall = Callable[[int], None]  # rows that the network was just called on
 OnStep = Callable[[int, Tensor, Tensor], None]  # (index, state after the step, predicted x_start)
 
 
@@ -91,8 +92,7 @@ def gaussian_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diff
 
 def preseg_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
     """The pre-segmentation diffused to index (PD-DDPM, Section 2). {0, 1} [N, C, H, W] -> x_t of the same shape."""
-    fresh = noise.normal(streams, noise.START, *preseg.shape[1:])
-    return ops.q_sample(diffusion.codec.encode(preseg), index, fresh, diffusion.schedule)
+    return ops.q_sample_start(diffusion.codec.encode(preseg), index, streams, diffusion.schedule)
 
 
 def given_start(state: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
@@ -120,6 +120,7 @@ def reverse_chain(
     step: str,
     eta: float,
     t_stop: int = 0,
+    on_call: OnCall | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Denoise x_t along indices, one network call each, down to index t_stop - 1 (PD-DDPM Algorithm; DDPM Algorithm 2).
@@ -131,27 +132,41 @@ def reverse_chain(
         x_t: [N, C, H, W], the state at indices[0].
         indices: descending; the last step arrives at index t_stop - 1, which for 0 is the clean mask.
         streams: one random stream per row.
+        on_call: called after each network call with the number of rows it was made on.
         on_step: called after each step with (index, state, predicted x_start).
 
     Returns:
         [N, C, H, W]; a clean mask is in the codec's range.
     """
-    before, noisy = None, step == "ddpm" or (step == "ddim" and eta > 0)
-    for t, t_prev in zip(indices, [*indices[1:], t_stop - 1][: len(indices)], strict=True):
-        output = denoise(torch.cat([image, x_t], dim=1), torch.full((len(x_t),), t, device=x_t.device))
-        output, *spread = output.float().split(x_t.shape[1], dim=1)
-        x_start = ops.predict_x_start(diffusion.prediction, output, x_t, t, diffusion.schedule, diffusion.codec.clamp)
-        fresh = noise.normal(streams, t, *x_t.shape[1:]) if noisy and t_prev >= 0 else torch.zeros_like(x_t)
-        if step == "ddpm":
-            x_t = ops.p_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule, *spread)
-        elif step == "ddim":
-            x_t = ops.ddim_sample(x_start, x_t, t, t_prev, fresh, diffusion.schedule, eta)
-        else:
-            x_t = ops.dpm_solver_sample(x_start, before, x_t, t, t_prev, diffusion.schedule)
-        before = (t, x_start)
+    if step not in STEPS:
+        raise ValueError(f"unknown step {step!r}: choose one of {list(STEPS)}")
+    if not indices:
+        return x_t
+    schedule, clamp = diffusion.schedule, diffusion.codec.clamp
+    pairs = list(zip(indices, [*indices[1:], t_stop - 1], strict=True))
+    weighted = "ddim" if step == "dpm_solver" else step
+    table = ops.step_table(
+        schedule, pairs, prediction=diffusion.prediction, step=weighted, eta=eta, clamp=clamp, device=x_t.device
+    )
+    seen = torch.cat([image, x_t], dim=1).float().contiguous(memory_format=torch.channels_last)
+    lines = torch.zeros(len(x_t), dtype=torch.int32, device=x_t.device)
+    buffers, advance = begin(denoise, Buffers(seen, lines, table, streams, x_t.shape[1]))
+    solver, before = step == "dpm_solver", None
+    for t, t_prev in pairs:
+        x_t = buffers.state.clone() if solver or on_step is not None else None
+        output = ask(denoise, buffers) if solver else advance()
+        if on_call is not None:
+            on_call(len(output))
+        if x_t is None:
+            continue
+        predicted = output[:, : x_t.shape[1]]
+        x_start = ops.predict_x_start(diffusion.prediction, predicted, x_t, t, schedule, clamp)
+        if solver:
+            buffers.state.copy_(ops.dpm_solver_sample(x_start, before, x_t, t, t_prev, schedule))
+            before = (t, x_start)
         if on_step is not None:
-            on_step(t, x_t, x_start)
-    return x_t
+            on_step(t, buffers.state.clone(), x_start)
+    return buffers.state.clone(memory_format=torch.contiguous_format)
 
 
 def sample(
@@ -163,6 +178,7 @@ def sample(
     diffusion: Diffusion,
     streams: Streams,
     refine: Refine | None = None,
+    on_call: OnCall | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Start, chain and finish of one row: image [N, 2, H, W], preseg [N, C, H, W] -> 0..1 [N, C, H, W].
@@ -185,6 +201,7 @@ def sample(
         step=chain.step,
         eta=chain.eta,
         t_stop=chain.t_stop,
+        on_call=on_call,
         on_step=on_step,
     )
     return refine(torch.cat([image, x], dim=1)) if chain.t_stop else diffusion.codec.decode(x)

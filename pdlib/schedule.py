@@ -39,7 +39,7 @@ class Schedule:
 
     def posterior_variance(self, t: int | Tensor, t_prev: int | Tensor) -> Tensor:
         """Variance of the state at t_prev given those at t and at the clean image (DDPM Eq. 7); 0 on arrival at -1."""
-        return self.step_beta(t, t_prev) * (1 - self.abar(t_prev)) / (1 - self.abar(t))
+        return (1 - self.abar(t_prev)) / (1 - self.abar(t)) * self.step_beta(t, t_prev)
 
 
 def cosine_schedule(steps: int, offset: float, max_beta: float) -> Schedule:
@@ -58,22 +58,26 @@ def step_weights(
     schedule: Schedule, t: int, t_prev: int, *, prediction: str, step: str, eta: float
 ) -> tuple[float, ...]:
     """The weights of a "ddpm" or "ddim" step t -> t_prev, float64: x_start = w0 x_t + w1 output, which is clamped, then
-    w2 x_start + w3 x_t + w4 noise (DDPM Eq. 7, 15; DDIM Eq. 12, 16). Fixed-large variance, no noise on arrival at -1.
+    w2 x_start + w3 x_t + w4 noise (DDPM Eq. 7, 15; DDIM Eq. 12, 16), no noise on arrival at -1.
+
+    w4 is the fixed-large deviation of a "ddpm" step; one that learns its variance has w4's place taken by a deviation
+    between exp(w5) and exp(w6), in the logarithm (Nichol & Dhariwal 2021, Eq. 15).
     """
     abar, abar_prev = float(schedule.abar(t)), float(schedule.abar(t_prev))
     signal, sigma = math.sqrt(abar), math.sqrt(1 - abar)
     of_state, of_output = {"eps": (1 / signal, -sigma / signal), "v": (signal, -sigma), "x_start": (0.0, 1.0)}[
         prediction
     ]
+    posterior, beta = float(schedule.posterior_variance(t, t_prev)), float(schedule.step_beta(t, t_prev))
     if step == "ddpm":
-        beta = float(schedule.step_beta(t, t_prev))
         of_start = math.sqrt(abar_prev) * beta / (1 - abar)
-        kept, spread = math.sqrt(1 - beta) * (1 - abar_prev) / (1 - abar), math.sqrt(beta) if t_prev >= 0 else 0.0
-    else:
-        spread = eta * math.sqrt(float(schedule.posterior_variance(t, t_prev)))
-        kept = math.sqrt(max(1 - abar_prev - spread**2, 0.0)) / sigma
-        of_start = math.sqrt(abar_prev) - kept * signal
-    return of_state, of_output, of_start, kept, spread
+        kept = math.sqrt(1 - beta) * (1 - abar_prev) / (1 - abar)
+        if t_prev < 0:
+            return of_state, of_output, of_start, kept, 0.0, 0.0, 0.0
+        return of_state, of_output, of_start, kept, math.sqrt(beta), math.log(posterior) / 2, math.log(beta) / 2
+    spread = eta * math.sqrt(posterior)
+    kept = math.sqrt(max(1 - abar_prev - spread**2, 0.0)) / sigma
+    return of_state, of_output, math.sqrt(abar_prev) - kept * signal, kept, spread, 0.0, 0.0
 
 
 SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}

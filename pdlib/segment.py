@@ -38,7 +38,8 @@ def segment_files(
     """
     weights = latest_weights() if weights is None else Path(weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoiser, card = load_denoiser(weights / "denoiser" / "best.safetensors", device)
+    precision = fast_precision(device)
+    denoiser, card = load_denoiser(weights / "denoiser" / "best.safetensors", device, precision)
     sampling, data = card["sampling"], card["data"]
     preseg_path = weights / f"{sampling['presegmenter']}_0" / "best.safetensors"
     segmenter, _ = load_segmenter(preseg_path, device)
@@ -56,7 +57,7 @@ def segment_files(
         common = {
             "multiple": data["multiple"],
             "batch_size": sampling["batch_size"],
-            "precision": fast_precision(device),
+            "precision": precision,
             "on_batch": bar.update,
         }
         common |= {"subject": hashlib.sha256(volume.image.tobytes()).hexdigest(), "seed": sampling["seed"]}

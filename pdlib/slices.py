@@ -10,24 +10,30 @@ from torch import Tensor, nn
 
 from pdlib.noise import Streams
 from pdlib.sampler import Chain, Diffusion, sample
+from pdlib.steps import Denoise
 
+MEMORY_SHARE = 0.8  # of a GPU's free memory that a batch may take
 OnBatch = Callable[[int], None]  # network calls on images just made
 
 
-class CountedCalls:
-    """A network that counts the images it was called on: the numbers of network calls in the tables come from here."""
+class Calls:
+    """Counts the images that networks were called on: the numbers of network calls in the tables come from here."""
 
-    def __init__(self, network: Callable[..., Tensor], precision: str, on_batch: OnBatch):
-        self.network, self.precision, self.on_batch = network, precision, on_batch
-        self.images = 0
+    def __init__(self, on_batch: OnBatch):
+        self.on_batch, self.images = on_batch, 0
 
-    def __call__(self, x: Tensor, *arguments) -> Tensor:
-        self.images += len(x)
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            output = self.network(x, *arguments)
-        self.on_batch(len(x))
-        return output.float()
+    def __call__(self, images: int) -> None:
+        self.images += images
+        self.on_batch(images)
+
+
+def call(network: Callable[..., Tensor], precision: str, on_call: OnBatch, x: Tensor, *arguments) -> Tensor:
+    """A segmenter, generator or last network on a batch [N, in, H, W], in this precision; float32."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+        output = network(x, *arguments)
+    on_call(len(x))
+    return output.float()
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,17 @@ def draw_slices(
     """One draw of a segmenter or generator, its logits or states: image [N, in, H, W], N streams -> [N, C, H, W]."""
     started = time.perf_counter()
     device = next(network.parameters()).device
-    counted = CountedCalls(network, precision, on_batch)
+    calls = Calls(on_batch)
     outputs = [
-        counted(image[part].to(device), streams[part].to(device)).cpu()
+        call(network, precision, calls, image[part].to(device), streams[part].to(device)).cpu()
         for part in torch.arange(len(image)).split(batch_size)
     ]
-    return Timed(torch.cat(outputs).numpy(), counted.images // len(image), time.perf_counter() - started)
+    return Timed(torch.cat(outputs).numpy(), calls.images // len(image), time.perf_counter() - started)
 
 
 @torch.inference_mode()
 def sample_slices(
-    network: nn.Module,
+    denoise: Denoise,
     image: Tensor,
     start: Tensor,
     streams: Streams,
@@ -77,6 +83,7 @@ def sample_slices(
     chain: Chain,
     diffusion: Diffusion,
     one_step: OneStep | None,
+    device: torch.device,
     batch_size: int,
     precision: str,
     on_batch: OnBatch,
@@ -84,28 +91,42 @@ def sample_slices(
     """Ensemble members of a chain, [E, N, C, H, W] float32 in 0..1, each by its own stream whatever the batch size.
 
     Args:
+        batch_size: of members times slices, at most; fewer where a GPU's free memory holds no more.
         image: [N, in, H, W].
         start: what the chain starts from, [1, N, C, H, W] for all members or [E, N, C, H, W].
         streams: [E, N].
         one_step: the last network of a chain that stops before the end.
+        device: where the networks are.
+        precision: of the last network; a denoiser has been prepared for its own.
     """
     started = time.perf_counter()
-    device = next(network.parameters()).device
     size, count = streams.keys.shape
     row, place = torch.cartesian_prod(torch.arange(count), torch.arange(size)).unbind(dim=1)
-    counted = CountedCalls(network, precision, on_batch)
-    last = CountedCalls(one_step, precision, on_batch)
+    if device.type == "cuda":
+        batch_size = min(batch_size, _rows_that_fit(denoise, torch.cat([image[:1], start[0, :1]], dim=1).to(device)))
+    calls = Calls(on_batch)
     outputs = [
         sample(
-            counted,
+            denoise,
             image[row[part]].to(device),
             start[place[part] % len(start), row[part]].to(device),
             chain=chain,
             diffusion=diffusion,
             streams=streams[place[part], row[part]].to(device),
-            refine=lambda x: torch.sigmoid(last(x, start.shape[2])),
+            refine=lambda x: torch.sigmoid(call(one_step, precision, calls, x, start.shape[2])),
+            on_call=calls,
         ).cpu()
         for part in torch.arange(len(row)).split(batch_size)
     ]
     values = torch.cat(outputs).unflatten(0, (count, size)).transpose(0, 1).numpy()
-    return Timed(values, (counted.images + last.images) // len(row), time.perf_counter() - started)
+    return Timed(values, calls.images // len(row), time.perf_counter() - started)
+
+
+def _rows_that_fit(denoise: Denoise, row: Tensor) -> int:
+    """Rows that a network call on a GPU has memory for, judged by a call on one row [1, in + C, H, W]."""
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    denoise(row, torch.zeros(1, dtype=torch.int32, device=row.device))
+    needed = torch.cuda.max_memory_allocated() - held
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
+    return max(1, int(MEMORY_SHARE * free / needed))

@@ -199,7 +199,9 @@ def train(made: Trained) -> None:
         return experiment.segmenter_dice(run, average)
 
     def sampled(average):
-        return experiment.sampled_dice(run, average, diffusion, made.chain(), watched)
+        return experiment.sampled_dice(
+            run, run.prepare(average, diffusion.schedule.steps), diffusion, made.chain(), watched
+        )
 
     for seed in (0, 1):
         fitted(f"attention_unet_{seed}", "segmenter", SEGMENTER, cross_entropy, segmented, seed)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdlib.denoiser import GuidedUNet
+from pdlib import ops, reference
+from pdlib.denoiser import GuidedUNet, PreparedDenoiser
 
 PAPER = dict(
     in_channels=3,
@@ -254,12 +255,55 @@ def test_memory_format_and_autocast_change_the_speed_only():
     assert (half.float() - expected).norm() < 0.05 * expected.norm()
 
 
+@pytest.mark.parametrize(
+    "options", [dict(), dict(scale_shift=True, resblock_updown=True), dict(middle_attention=False)]
+)
+def test_a_prepared_network_says_what_the_network_said_then(options):
+    network, (x, _) = random_unet(**options), random_input()
+    t = torch.tensor([3, 71])
+    with torch.no_grad():
+        expected = network(x, t)
+        exact, half = (PreparedDenoiser(network, 100, precision) for precision in ("32-true", "bf16-mixed"))
+        for parameter in network.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(exact(x, t), expected, rtol=1e-5, atol=1e-5)
+        coarse = half(x, t)
+    assert coarse.dtype == torch.float32
+    assert 0 < (coarse - expected).norm() < 0.05 * expected.norm()
+    with pytest.raises(IndexError):
+        exact(x, torch.tensor([0, 100]))
+
+
 def test_norm_and_silu_run_in_float32_and_round_once():
     norm = random_unet().out[0]
     x = 5 + torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
     got = norm(x)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, norm(x.float()).bfloat16())
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_large_image_s_norm_in_half_precision_is_near_the_reference(with_residual):
+    """On a CPU, where nothing is learned, torch's own norm takes the place of the detour over float32."""
+    generator = torch.Generator().manual_seed(4)
+    x, residual = (
+        (3 + torch.randn(2, 64, 32, 33, generator=generator)).bfloat16().contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    weight, bias, shift = torch.rand(64), torch.rand(64), torch.randn(2, 64).bfloat16()
+    arguments = {
+        "groups": 32,
+        "eps": 1e-5,
+        "silu": True,
+        "shift": shift,
+        "residual": residual if with_residual else None,
+    }
+    with torch.no_grad():
+        y, total = ops.group_norm_silu(x, weight, bias, **arguments)
+        expected, joined = reference.group_norm_silu(x, weight, bias, **arguments)
+    assert torch.equal(total, joined) and not torch.equal(y, expected), "two ways"
+    torch.testing.assert_close(y, expected, atol=2e-2, rtol=1.6e-2)
+    assert torch.equal(ops.group_norm_silu(x, weight, bias, **arguments)[0], expected), "and one for training"
 
 
 def test_attention_can_leave_the_middle():

@@ -11,23 +11,29 @@ import torch
 from safetensors.torch import save_file
 
 from pdlib import experiment, inference, metrics, records
+from pdlib import slices as slices_module
 from pdlib.data import wmh
-from pdlib.slices import CountedCalls
+from pdlib.denoiser import PreparedDenoiser
 from pdlib.training import read_weights
 
 
 class Calls:
-    """Network calls on images, counted where every prediction passes."""
+    """Images that networks were called on, counted at the networks themselves."""
 
     def __init__(self, monkeypatch):
         self.images = 0
-        plain = CountedCalls.__call__
+        denoise, call = PreparedDenoiser.__call__, slices_module.call
 
-        def counted(network, x, *arguments):
+        def counted_denoise(network, x, t):
             self.images += len(x)
-            return plain(network, x, *arguments)
+            return denoise(network, x, t)
 
-        monkeypatch.setattr(CountedCalls, "__call__", counted)
+        def counted_call(network, precision, on_call, x, *arguments):
+            self.images += len(x)
+            return call(network, precision, on_call, x, *arguments)
+
+        monkeypatch.setattr(PreparedDenoiser, "__call__", counted_denoise)
+        monkeypatch.setattr(slices_module, "call", counted_call)
 
     def since(self) -> int:
         images, self.images = self.images, 0

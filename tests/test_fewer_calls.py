@@ -140,7 +140,7 @@ def test_a_given_start_is_the_state_itself():
     image, state = torch.zeros(2, 2, 8, 8), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     first = []
     sample(
-        lambda x, t: first.append(x[:, 2:]) or x[:, 2:],
+        lambda x, t: first.append(x[:, 2:].clone()) or x[:, 2:],
         image,
         state,
         chain=replace(PD, start="given"),
@@ -159,6 +159,21 @@ def test_several_classes_go_through_each_with_its_own_noise(chain):
     alone = sample(network, image, one, chain=chain, streams=streams(3), **common)
     assert both.shape == (3, 2, 8, 8) and torch.equal(both[:, :1], alone)
     assert not torch.equal(both[:, 1:], alone)
+
+
+@pytest.mark.parametrize("step", ["ddim", "dpm_solver"])
+def test_a_learned_variance_matters_to_the_ancestral_step_alone(step):
+    image, preseg = masks(3)
+    said = []
+
+    def learns(x, t):
+        return torch.cat([network(x, t), torch.full_like(x[:, 2:], 0.5)], dim=1)
+
+    common = {"diffusion": PLAIN, "streams": streams(3), "on_step": lambda t, x_t, x_start: said.append(x_start.shape)}
+    plain, learned = (sample(one, image, preseg, chain=replace(PD, step=step), **common) for one in (network, learns))
+    assert torch.equal(plain, learned) and set(said) == {preseg.shape}
+    ancestral = [sample(one, image, preseg, chain=PD, **common) for one in (network, learns)]
+    assert not torch.allclose(*ancestral)
 
 
 def test_bad_chains_are_named():

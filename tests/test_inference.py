@@ -100,7 +100,7 @@ def preseg(volume):
 @pytest.fixture(scope="module")
 def denoiser(networks):
     """The network after two updates, and its diffusion."""
-    network, card = inference.load_denoiser(networks.place.weights("denoiser") / "best.safetensors", DEVICE)
+    network, card = inference.load_denoiser(networks.place.weights("denoiser") / "best.safetensors", DEVICE, "32-true")
     return network, inference.build_diffusion(**card["diffusion"])
 
 
@@ -174,7 +174,11 @@ def test_a_given_state_goes_on_beyond_the_image_as_a_diffused_empty_mask(volume,
     """By hand: the state inside; outside the codec's background and the noise of the slice and member."""
     setting = replace(denoiser[1], codec=build_codec(codec))
     first = []
-    handle = denoiser[0].register_forward_pre_hook(lambda module, arguments: first.append(arguments[0][:, 2:].clone()))
+    handle = (
+        denoiser[0]
+        .network.input_blocks[0]
+        .register_forward_pre_hook(lambda module, arguments: first.append(arguments[0][:, 2:].clone()))
+    )
     states = np.random.default_rng(0).standard_normal((2, *volume.brain.shape), dtype=np.float32)
     draw(denoiser[0], volume, states, setting, chain=replace(CHAIN, start="given"), multiple=8, batch_size=6)
     handle.remove()
@@ -205,7 +209,7 @@ def test_calls_are_counted(volume, preseg, denoiser, chain, calls):
     shown = []
     network = denoiser[0]
     seen = []
-    handle = network.register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
+    handle = network.network.out.register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
     timed = draw(network, volume, preseg, denoiser[1], chain=chain, members=range(3), on_batch=shown.append)
     handle.remove()
     assert timed.calls == calls == len(chain.indices)
@@ -227,8 +231,8 @@ def test_weights_come_back_with_their_card(networks, denoiser, segmenter):
     path = networks.place.weights("denoiser") / "best.safetensors"
     stored, card = read_weights(path)
     assert card["diffusion"] == networks.diffusion and card["sampling"] == networks.sampling
-    assert all(torch.equal(stored[name], value) for name, value in denoiser[0].state_dict().items())
-    for network in (denoiser[0], segmenter):
+    assert all(torch.equal(stored[name], value) for name, value in denoiser[0].network.state_dict().items())
+    for network in (denoiser[0].network, segmenter):
         assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
@@ -237,7 +241,7 @@ def test_wrong_weights_are_refused_by_name(networks, tmp_path):
     with pytest.raises(ValueError, match=f"{path}: holds a denoiser, not a segmenter"):
         inference.load_segmenter(path, DEVICE)
     with pytest.raises(ValueError, match=f"{networks.preseg}: holds a segmenter, not a denoiser"):
-        inference.load_denoiser(networks.preseg, DEVICE)
+        inference.load_denoiser(networks.preseg, DEVICE, "32-true")
     foreign = tmp_path / "best.safetensors"
     save_file({"a": torch.zeros(1)}, foreign, metadata={"card": '{"kind": "segmenter", "network": {"name": "unet"}}'})
     with pytest.raises(ValueError, match=f"{foreign}: weights and card do not fit"):

@@ -10,8 +10,11 @@ triton = pytest.importorskip("triton", reason="no triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels need a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
-from pdlib import noise, reference  # noqa: E402
+from pdlib import noise, ops, reference  # noqa: E402
+from pdlib.codec import build_codec  # noqa: E402
+from pdlib.denoiser import GuidedUNet, PreparedDenoiser  # noqa: E402
 from pdlib.kernels import ensemble_stats, group_norm_silu, overlap_counts, p_sample, q_sample  # noqa: E402
+from pdlib.sampler import Chain, Diffusion, sample  # noqa: E402
 from pdlib.schedule import build_schedule, step_weights  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,33 +82,43 @@ def test_q_sample_writes_the_diffused_mask_into_the_last_channels(dtype, shape, 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("prediction", "step", "eta"), [("eps", "ddpm", 1.0), ("v", "ddim", 0.0), ("x_start", "ddim", 1.0)]
+    ("prediction", "step", "eta", "learned"),
+    [
+        ("eps", "ddpm", 1.0, False),
+        ("eps", "ddpm", 1.0, True),
+        ("v", "ddim", 0.0, False),
+        ("x_start", "ddim", 1.0, False),
+    ],
 )
-def test_p_sample_steps_in_place(dtype, shape, prediction, step, eta):
-    n, pairs = 3, [(999, 998), (300, 200), (0, -1)]
-    table = torch.tensor(
-        [step_weights(SCHEDULE, *pair, prediction=prediction, step=step, eta=eta) for pair in pairs], device=DEVICE
-    )
-    clamp = (0.0, 1.0)
+def test_p_sample_steps_in_place(dtype, shape, prediction, step, eta, learned):
+    n, pairs, clamp = 3, [(999, 998), (300, 200), (0, -1)], (0.0, 1.0)
+    weights = [step_weights(SCHEDULE, *pair, prediction=prediction, step=step, eta=eta) for pair in pairs]
+    weights = torch.tensor(weights, device=DEVICE, dtype=torch.float32)
     steps = torch.tensor([t for t, _ in pairs], dtype=torch.int32, device=DEVICE)
-    state, output = torch.randn(n, 1, *shape).to(DEVICE, dtype), torch.randn(n, 1, *shape).to(DEVICE, dtype)
+    state, output = torch.randn(n, 1, *shape).to(DEVICE, dtype), torch.randn(n, 1 + learned, *shape).to(DEVICE, dtype)
     buffer, intact = guarded(n, 3, *shape, dtype=dtype, memory_format=torch.channels_last)
     buffer[:, :2] = 3.0
     buffer[:, 2:] = state
     for lines in ([0, 1, 2], [2, 2, 0]):
-        lines = torch.tensor(lines, dtype=torch.int32, device=DEVICE)
         parts = []
-        for row, line in enumerate(lines.tolist()):
+        for row, line in enumerate(lines):
             t, t_prev = pairs[line]
             x_t = buffer[row : row + 1, 2:].float()
-            x_start = reference.predict_x_start(prediction, output[row : row + 1].float(), x_t, t, SCHEDULE, clamp)
+            said, *spread = output[row : row + 1].float().split(1, dim=1)
+            x_start = reference.predict_x_start(prediction, said, x_t, t, SCHEDULE, clamp)
             fresh = noise.normal(rows(n)[row : row + 1], t, 1, *shape) * (t_prev >= 0)
             if step == "ddpm":
-                parts.append(reference.p_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE))
+                parts.append(reference.p_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, *spread))
             else:
                 parts.append(reference.ddim_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, eta))
-        p_sample.p_sample_into(buffer[:, 2:], output, table.float(), steps, lines, rows(n), clamp)
-        torch.testing.assert_close(buffer[:, 2:].float(), torch.cat(parts), **TOLERANCE[dtype])
+        expected, lines = torch.cat(parts), torch.tensor(lines, dtype=torch.int32, device=DEVICE)
+        fresh, spread = noise.normal(rows(n), steps[lines], 1, *shape), output[:, 1:].float() if learned else None
+        twin = reference.reverse_step(
+            buffer[:, 2:].float(), output[:, :1].float(), weights[lines], fresh, clamp, spread
+        )
+        torch.testing.assert_close(twin, expected, **TOLERANCE[torch.float32])
+        p_sample.p_sample_into(buffer[:, 2:], output, weights, steps, lines, rows(n), clamp)
+        torch.testing.assert_close(buffer[:, 2:].float(), expected, **TOLERANCE[dtype])
     assert (buffer[:, :2] == 3).all() and intact()
 
 
@@ -195,3 +208,100 @@ def test_group_norm_silu_is_an_operator_with_gradients(residual):
     twin = reference.group_norm_silu(*arguments)[: len(outputs)]
     for mine, theirs in zip(found, torch.autograd.grad(twin, leaves, weights), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def small_network():
+    """A network without zeros that also says how large the variance is."""
+    torch.manual_seed(0)
+    network = GuidedUNet(
+        in_channels=3, out_channels=2, model_channels=32, channel_mult=[1, 1], num_res_blocks=1,
+        attention_downsample=[], num_heads=1, scale_shift=False, dropout=0.0,
+    )  # fmt: skip
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return PreparedDenoiser(network.to(DEVICE), 1000, "32-true")
+
+
+def stand_in(x, t):
+    """A prediction and a spread that see image, state and time."""
+    seen = x[:, :1] * x[:, 1:2]
+    return torch.cat([0.3 * x[:, 2:] + seen, torch.tanh(x[:, 2:] - seen)], dim=1) + t.reshape(-1, 1, 1, 1) / 1000
+
+
+def plain_chain(denoise, image, preseg, chain, streams):
+    """The chain by the references alone."""
+    codec = build_codec("zero_one")
+    fresh = noise.normal(streams, noise.START, *preseg.shape[1:])
+    x_t = reference.q_sample(preseg, chain.t_prime - 1, fresh, SCHEDULE)
+    for t, t_prev in zip(chain.indices, [*chain.indices[1:], -1], strict=True):
+        output = denoise(torch.cat([image, x_t], dim=1), torch.full((len(x_t),), t, device=DEVICE))
+        output, spread = output.split(1, dim=1)
+        x_start = reference.predict_x_start("eps", output, x_t, t, SCHEDULE, codec.clamp)
+        fresh = noise.normal(streams, t, *x_t.shape[1:]) * (t_prev >= 0)
+        if chain.step == "ddpm":
+            x_t = reference.p_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, spread)
+        else:
+            x_t = reference.ddim_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, chain.eta)
+    return codec.decode(x_t)
+
+
+def hold_chain_against_references(denoise, chain, images):
+    """Chains on the kernels, one after the other, each against the references'; returns the calls of the last."""
+    diffusion = Diffusion(SCHEDULE, build_codec("zero_one"), "eps")
+    generator = torch.Generator().manual_seed(2)
+    for seed in range(2):
+        image = torch.randn(images, 2, 6, 4, generator=generator).to(DEVICE)
+        preseg = (torch.rand(images, 1, 6, 4, generator=generator) < 0.4).float().to(DEVICE)
+        calls = []
+        with torch.inference_mode():
+            how = {"chain": chain, "diffusion": diffusion, "streams": rows(images, seed), "on_call": calls.append}
+            found = sample(denoise, image, preseg, **how)
+            expected = plain_chain(denoise, image, preseg, chain, rows(images, seed))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        assert found.std() > 0.01
+    return calls
+
+
+@pytest.mark.parametrize(("step", "eta"), [("ddpm", 1.0), ("ddim", 1.0), ("ddim", 0.0)])
+def test_a_chain_on_the_kernels_is_the_chain_of_the_references(step, eta):
+    chain = Chain("preseg", "run_to_zero", 300, 60, step, eta, "consistent")
+    assert hold_chain_against_references(stand_in, chain, 3) == [3] * 5
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize(("step", "eta"), [("ddpm", 1.0), ("ddim", 1.0)])
+def test_a_captured_step_is_replayed_for_other_images(step, eta):
+    denoise = small_network()
+    hold_chain_against_references(denoise, Chain("preseg", "run_to_zero", 300, 60, step, eta, "consistent"), 3)
+    assert len(denoise.graphs) == 1 and all(denoise.graphs.values())
+
+
+def test_a_network_on_the_kernels_says_what_it_says_on_the_references(monkeypatch):
+    denoise, x = small_network(), torch.randn(1, 3, 4, 2, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    t = torch.tensor([7], device=DEVICE)
+    with torch.inference_mode():
+        found = denoise(x, t)
+        monkeypatch.setattr(ops, "fused", lambda x: False)
+        torch.testing.assert_close(found, denoise(x, t), atol=1e-4, rtol=1e-4)
+    assert found.std() > 0.01
+
+
+def test_ops_choose_the_kernels():
+    """The same answers through the door as through the kernels, for arguments that these cannot take as they are."""
+    members = torch.rand(4, 3, 5, 6).to(DEVICE).transpose(2, 3)
+    found, expected = ops.ensemble_moments(members, 0.4), reference.ensemble_moments(members, 0.4)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+    masks = members > 0.5
+    assert ops.fused(masks) and torch.equal(
+        ops.overlap_counts(masks, masks[0]), reference.overlap_counts(masks, masks[0])
+    )
+    x = torch.randn(2, 32, 5, 6).to(DEVICE)
+    weight, bias, shift = torch.rand(32).to(DEVICE), torch.rand(32).to(DEVICE), torch.randn(2, 64).to(DEVICE)[:, ::2]
+    how = {"groups": 32, "eps": 1e-5, "silu": True, "shift": shift}
+    for one in (x, x.contiguous(memory_format=torch.channels_last)):
+        for residual in (None, x):
+            found = ops.group_norm_silu(one, weight, bias, **how, residual=residual)
+            expected = reference.group_norm_silu(one, weight, bias, **how, residual=residual)
+            for mine, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)

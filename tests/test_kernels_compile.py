@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="no triton")
 
 KERNELS = ("q_sample", "p_sample", "group_norm_silu", "ensemble_stats", "overlap_counts")
 SCRIPT = """
-import importlib, inspect, sys
+import importlib, inspect, itertools, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -21,15 +21,15 @@ DTYPES |= dict.fromkeys(("slices_ptr", "members_ptr", "rows_ptr", "steps_ptr"), 
 DTYPES |= dict.fromkeys(("threshold", "low", "high", "eps"), "fp32")
 HALF = ("x_ptr", "x_start_ptr", "out_ptr", "output_ptr", "residual_ptr", "y_ptr", "sum_ptr", "h_ptr", "dy_ptr")
 HALF += ("dh_ptr",)
-FLAGS = {"RESIDUAL": True, "SHIFT": True, "SILU": True}
+FLAGS = ("RESIDUAL", "SHIFT", "SILU", "LEARNED")
 SIZES = {"BLOCK": 1024, "BLOCK_P": 64, "BLOCK_C": 128, "BLOCK_B": 128, "PIXELS_A_BLOCK": 64}
 
-def source(kernel, half):
+def source(kernel, half, flag):
     signature, constants = {}, {}
     for name, parameter in inspect.signature(kernel.fn).parameters.items():
         if name.isupper():
             signature[name] = "constexpr"
-            constants[name] = (FLAGS | SIZES)[name]
+            constants[name] = flag if name in FLAGS else SIZES[name]
         elif name.endswith("_ptr"):
             dtype = DTYPES.get(name, half if name in HALF else "*fp32")
             if kernel.fn.__name__ == "_ensemble_stats_kernel" and name == "members_ptr":
@@ -42,8 +42,8 @@ def source(kernel, half):
 module = importlib.import_module("pdlib.kernels." + sys.argv[1])
 found = [value for value in vars(module).values() if isinstance(value, JITFunction)]
 for kernel in (one for one in found if one.fn.__name__.endswith("_kernel")):
-    for half in ("*bf16", "*fp32"):
-        binary = triton.compile(source(kernel, half), target=GPUTarget("cuda", int(sys.argv[2]), 32))
+    for half, flag in itertools.product(("*bf16", "*fp32"), (True, False)):
+        binary = triton.compile(source(kernel, half, flag), target=GPUTarget("cuda", int(sys.argv[2]), 32))
         print(kernel.fn.__name__, half, len(binary.asm["cubin"]))
 """
 

@@ -23,6 +23,7 @@ def _one_pass_kernel(
     x_ptr,
     residual_ptr,
     shift_ptr,
+    shift_stride,
     weight_ptr,
     bias_ptr,
     y_ptr,
@@ -51,7 +52,7 @@ def _one_pass_kernel(
         h += tl.load(residual_ptr + at, mask=valid, other=0.0).to(tl.float32)
         tl.store(sum_ptr + at, h.to(sum_ptr.dtype.element_ty), mask=valid)
     if SHIFT:
-        h += tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+        h += tl.load(shift_ptr + image * shift_stride + channel, mask=known, other=0.0).to(tl.float32)[None, :]
     h = tl.where(valid, h, 0.0)
     count = pixels * group_channels
     mean = tl.sum(tl.sum(h, axis=1), axis=0) / count
@@ -78,13 +79,13 @@ def _block(pixels, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT: tl.constexpr):
+def _moments(mean_ptr, rstd_ptr, shift_ptr, shift_stride, channel, known, group_channels, groups, SHIFT: tl.constexpr):
     """Each channel's mean, less its shift, and its 1 / deviation."""
     image = tl.program_id(0)
     group = image * groups + channel // group_channels
     mean = tl.load(mean_ptr + group, mask=known, other=0.0)
     if SHIFT:
-        mean -= tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)
+        mean -= tl.load(shift_ptr + image * shift_stride + channel, mask=known, other=0.0).to(tl.float32)
     return mean, tl.load(rstd_ptr + group, mask=known, other=0.0)
 
 
@@ -134,6 +135,7 @@ def _partial_moments_kernel(
 def _join_moments_kernel(
     partial_ptr,
     shift_ptr,
+    shift_stride,
     mean_ptr,
     rstd_ptr,
     pixels,
@@ -157,7 +159,7 @@ def _join_moments_kernel(
     means = tl.load(at, mask=valid, other=0.0)
     squares = tl.load(at + channels, mask=valid, other=0.0)
     if SHIFT:
-        means += tl.load(shift_ptr + image * channels + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+        means += tl.load(shift_ptr + image * shift_stride + channel, mask=known, other=0.0).to(tl.float32)[None, :]
     counts = tl.minimum(pixels - block * PIXELS_A_BLOCK, PIXELS_A_BLOCK).to(tl.float32)[:, None]
     counts = tl.where(valid, counts, 0.0)
     count = pixels * group_channels
@@ -172,6 +174,7 @@ def _join_moments_kernel(
 def _apply_kernel(
     h_ptr,
     shift_ptr,
+    shift_stride,
     weight_ptr,
     bias_ptr,
     mean_ptr,
@@ -187,7 +190,7 @@ def _apply_kernel(
     BLOCK_C: tl.constexpr,
 ):
     at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
-    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT)
+    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, shift_stride, channel, known, group_channels, groups, SHIFT)
     scale = rstd * tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)
     h = tl.load(h_ptr + at, mask=valid, other=0.0).to(tl.float32)
@@ -202,6 +205,7 @@ def _backward_sums_kernel(
     dy_ptr,
     h_ptr,
     shift_ptr,
+    shift_stride,
     weight_ptr,
     bias_ptr,
     mean_ptr,
@@ -219,7 +223,7 @@ def _backward_sums_kernel(
 ):
     """Sums of dz and dz * normalised over a block of pixels, for each channel: partial [N, blocks, 2, C]."""
     at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
-    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT)
+    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, shift_stride, channel, known, group_channels, groups, SHIFT)
     normalised, dz, _ = _normalised_and_dz(
         dy_ptr, h_ptr, weight_ptr, bias_ptr, at, valid, channel, known, mean, rstd, SILU
     )
@@ -233,6 +237,7 @@ def _backward_apply_kernel(
     dy_ptr,
     h_ptr,
     shift_ptr,
+    shift_stride,
     weight_ptr,
     bias_ptr,
     mean_ptr,
@@ -251,7 +256,7 @@ def _backward_apply_kernel(
 ):
     """dh = rstd (dz w - inner - normalised outer), inner and outer the group's means of dz w (times normalised)."""
     at, valid, channel, known = _block(pixels, channels, BLOCK_P, BLOCK_C)
-    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, channel, known, channels, group_channels, groups, SHIFT)
+    mean, rstd = _moments(mean_ptr, rstd_ptr, shift_ptr, shift_stride, channel, known, group_channels, groups, SHIFT)
     group = tl.program_id(0) * groups + channel // group_channels
     inner = tl.load(inner_ptr + group, mask=known, other=0.0)
     outer = tl.load(outer_ptr + group, mask=known, other=0.0)
@@ -274,7 +279,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalised y, the sum x + residual (x itself without one), and mean and rstd [N, groups] for the backward.
 
-    x, residual: [N, C, H, W] channels-last, fp32 or bf16; shift: [N, C].
+    x, residual: [N, C, H, W] channels-last, fp32 or bf16; shift: [N, C], its rows contiguous.
     """
     images, channels, height, width = x.shape
     pixels, group_channels = height * width, channels // groups
@@ -282,10 +287,11 @@ def forward(
     total = x if residual is None else torch.empty_like(x, memory_format=torch.channels_last)
     mean, rstd = (torch.empty(images, groups, device=x.device) for _ in range(2))
     flags = {"RESIDUAL": residual is not None, "SHIFT": shift is not None}
-    group_block = triton.next_power_of_2(group_channels)
+    group_block, stride = triton.next_power_of_2(group_channels), _row_stride(shift)
     if pixels <= ONE_PASS:
         _one_pass_kernel[images, groups](
-            x, residual, shift, weight, bias, y, total, mean, rstd, pixels, channels, group_channels, groups, eps,
+            x, residual, shift, stride, weight, bias, y, total, mean, rstd,
+            pixels, channels, group_channels, groups, eps,
             **flags, SILU=silu, BLOCK_P=triton.next_power_of_2(pixels), BLOCK_C=group_block,
         )  # fmt: skip
         return y, total, mean, rstd
@@ -296,12 +302,12 @@ def forward(
         x, residual, total, partial, pixels, channels, blocks, RESIDUAL=flags["RESIDUAL"], **tile
     )
     _join_moments_kernel[images, groups](
-        partial, shift, mean, rstd, pixels, channels, group_channels, groups, blocks, eps,
+        partial, shift, stride, mean, rstd, pixels, channels, group_channels, groups, blocks, eps,
         SHIFT=flags["SHIFT"], PIXELS_A_BLOCK=tile["BLOCK_P"],
         BLOCK_B=triton.next_power_of_2(blocks), BLOCK_C=group_block,
     )  # fmt: skip
     _apply_kernel[images, blocks](
-        total, shift, weight, bias, mean, rstd, y, pixels, channels, group_channels, groups,
+        total, shift, stride, weight, bias, mean, rstd, y, pixels, channels, group_channels, groups,
         SHIFT=flags["SHIFT"], SILU=silu, **tile,
     )  # fmt: skip
     return y, total, mean, rstd
@@ -317,7 +323,7 @@ def backward(
     tile = _tile(channels)
     blocks = triton.cdiv(pixels, tile["BLOCK_P"])
     partial = torch.empty(images, blocks, 2, channels, device=dy.device)
-    shared = (dy, total, shift, weight, bias, mean, rstd)
+    shared = (dy, total, shift, _row_stride(shift), weight, bias, mean, rstd)
     sizes, flags = (pixels, channels, group_channels, groups), {"SHIFT": shift is not None, "SILU": silu}
     _backward_sums_kernel[images, blocks](*shared, partial, *sizes, blocks, **flags, **tile)
     sums = partial.sum(dim=1)  # [N, 2, C]
@@ -327,6 +333,10 @@ def backward(
     _backward_apply_kernel[images, blocks](*shared, inner, outer, dh, *sizes, **flags, **tile)
     dbias, dweight = (one.clone() for one in sums.sum(dim=0))  # an operator's outputs may not share memory
     return dh, dweight.to(weight.dtype), dbias.to(bias.dtype)
+
+
+def _row_stride(shift: Tensor | None) -> int:
+    return 0 if shift is None else shift.stride(0)
 
 
 def _tile(channels: int) -> dict[str, int]:

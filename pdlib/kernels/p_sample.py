@@ -29,13 +29,14 @@ def _p_sample_kernel(
     output_stride_row,
     output_stride_channel,
     output_stride_pixel,
+    LEARNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row, channel = tl.program_id(0), tl.program_id(1)
+    row, channel, classes = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     pixel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     line = tl.load(rows_ptr + row)  # of the table: per row t
-    weights = weights_ptr + 5 * line
+    weights = weights_ptr + 7 * line
     at = row.to(tl.int64) * output_stride_row + channel * output_stride_channel + pixel * output_stride_pixel
     output = tl.load(output_ptr + at, mask=inside, other=0.0).to(tl.float32)
     at = row.to(tl.int64) * x_stride_row + channel * x_stride_channel + pixel * x_stride_pixel
@@ -45,9 +46,15 @@ def _p_sample_kernel(
     x_prev = tl.load(weights + 2) * x_start + tl.load(weights + 3) * x_t
     sigma = tl.load(weights + 4)
     if sigma != 0.0:
+        deviation = tl.zeros((BLOCK,), tl.float32) + sigma
+        if LEARNED:
+            spread_ptr = output_ptr + row.to(tl.int64) * output_stride_row + (channel + classes) * output_stride_channel
+            spread = tl.load(spread_ptr + pixel * output_stride_pixel, mask=inside, other=0.0).to(tl.float32)
+            part = (spread + 1.0) / 2.0
+            deviation = tl.exp(part * tl.load(weights + 6) + (1.0 - part) * tl.load(weights + 5))
         key, slice_number, member = (tl.load(keys_ptr + row), tl.load(slices_ptr + row), tl.load(members_ptr + row))
         step = tl.load(steps_ptr + line)
-        x_prev += sigma * stream_normal(key, channel * pixels + pixel, step, member, slice_number)
+        x_prev += deviation * stream_normal(key, channel * pixels + pixel, step, member, slice_number)
     tl.store(x_ptr + at, x_prev.to(x_ptr.dtype.element_ty), mask=inside)
 
 
@@ -56,8 +63,9 @@ def p_sample_into(
 ) -> None:
     """x[n] becomes the state after one step, by the line lines[n] of the table; nothing else is read or written.
 
-    x, output: [N, C, H, W] views whose pixels lie at one stride, fp32 or bf16. table: [S, 5] float32, see
-    `reference.reverse_step`; steps: [S] int32, the noise's counter word of each line; lines: [N] int32.
+    x, output: [N, C, H, W] views whose pixels lie at one stride, fp32 or bf16; 2C channels of output are a prediction
+    and the spread. table: [S, 7] float32, see `reference.reverse_step`; steps: [S] int32, the noise's counter word of
+    each line; lines: [N] int32.
     """
     rows, channels, height, width = x.shape
     pixels = height * width
@@ -72,5 +80,6 @@ def p_sample_into(
         pixels,
         *row_channel_pixel(x),
         *row_channel_pixel(output),
+        LEARNED=output.shape[1] == 2 * channels,
         BLOCK=BLOCK,
     )
