@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,10 @@ class SliceBank:
         if not images:
             raise ValueError("there are no training slices")
         self.images, self.masks = images, masks
+
+    def to(self, device: torch.device) -> "SliceBank":
+        """The same slices in the memory of a device, where they are then cropped and stacked."""
+        return SliceBank([one.to(device) for one in self.images], [one.to(device) for one in self.masks])
 
     def draw(self, step: int, rank: int, fit: Fit) -> Batch:
         """Random crops of random slices, and the generator for whatever else the update draws."""
@@ -232,29 +236,19 @@ def fit_network(
     folder.mkdir(parents=True, exist_ok=True)
     recipe = json.dumps({"fit": asdict(fit), "card": card}, sort_keys=True)
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=fit.learning_rate, betas=fit.betas, weight_decay=fit.weight_decay
-    )
+    optimizer = build_optimizer(network.to(fabric.device), fit)
     last = folder / "last.safetensors"
     done, history, best = _load_progress(last, recipe, network, average, optimizer)
     if done == 0:
         for stale in folder.glob("*.safetensors"):
             stale.unlink()
     average.to(fabric.device)
+    bank = bank.to(fabric.device)
     network, optimizer = fabric.setup(network, optimizer)
     losses: list[dict[str, float]] = []
     for step in range(done, fit.steps):
-        network.train()
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, fit)
         batch = bank.draw(step, fabric.global_rank, fit)
-        torch.manual_seed(batch.generator.initial_seed())  # dropout draws from the global generator
-        batch = replace(batch, image=batch.image.to(fabric.device), mask=batch.mask.to(fabric.device))
-        parts = objective(network, batch)
-        fabric.backward(sum(parts.values()))
-        optimizer.step()
-        optimizer.zero_grad()
-        _update_average(average, network.module, min(fit.ema_decay, (1 + step) / (10 + step)))
+        parts = update(network, average, objective, batch, optimizer, fit, fabric)
         losses.append({name: part.item() for name, part in parts.items()})
         on_step(step + 1, sum(losses[-1].values()))
         if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
@@ -271,6 +265,34 @@ def fit_network(
                 _save_progress(last, recipe, step + 1, history, best, network.module, average, optimizer)
             fabric.barrier()
     return pd.DataFrame(history, columns=["step", "metric", "value"])
+
+
+def build_optimizer(network: nn.Module, fit: Fit) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015) in one fused call."""
+    arguments = {"lr": fit.learning_rate, "betas": fit.betas, "weight_decay": fit.weight_decay}
+    return torch.optim.Adam(network.parameters(), **arguments, fused=True)
+
+
+def update(
+    network: nn.Module,
+    average: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    fit: Fit,
+    fabric: Fabric,
+) -> Losses:
+    """One update of a network, set up with its optimizer by Fabric, and of its averaged weights."""
+    network.train()
+    for group in optimizer.param_groups:
+        group["lr"] = _learning_rate(batch.step, fit)
+    torch.manual_seed(batch.generator.initial_seed())  # dropout draws from the global generator
+    parts = objective(network, batch)
+    fabric.backward(sum(parts.values()))
+    optimizer.step()
+    optimizer.zero_grad()
+    _update_average(average, network.module, min(fit.ema_decay, (1 + batch.step) / (10 + batch.step)))
+    return parts
 
 
 def _learning_rate(step: int, fit: Fit) -> float:
