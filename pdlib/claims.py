@@ -123,7 +123,7 @@ def ledger(
     ]
     cheaper = [
         ("C1", "PD-DDPM is not worse than DDPM", table1, calls, CHAIN, "ddpm", "Table 1"),
-        ("C1", "PD-DDPM is not worse than DDPM as published", table1, calls, CHAIN, "wolleb2021", "Table 1"),
+        ("C1", "PD-DDPM is not worse than DDPM by Wolleb's recipe", table1, calls, CHAIN, "wolleb2021", "Table 1"),
         ("C8", "ADDPM is not worse than PD-DDPM", cut, cost_cut, TRUNCATED, WHOLE, "Both ends"),
         ("C8", "nor is its lesion F1", cut_f1, cost_cut, TRUNCATED, WHOLE, "Both ends"),
         ("C9", "a solver is not worse than every step from T'", stepped, spent, few, ALL, "Fewer calls"),

@@ -49,7 +49,7 @@ METHODS = {
     "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet"),
     "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet"),
     "ddpm": Method("DDPM", None, start="gaussian"),
-    "wolleb2021": Method("DDPM as published", None, start="gaussian", denoiser="wolleb2021"),
+    "wolleb2021": Method("DDPM, Wolleb's recipe", None, start="gaussian", denoiser="wolleb2021"),
     "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True),
     "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True),
     "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg"),
