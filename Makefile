@@ -12,12 +12,13 @@ export PYTHONHASHSEED := 0
 export TQDM_MININTERVAL ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab readme clean
+.PHONY: help reproduce test bench lab readme clean
 
 help:
 	@echo "make reproduce [PROFILE=smoke|cpu|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
 	@echo "make reproduce FOLDS=all|'0 2'                                                      the same for other test folds"
 	@echo "make test                                                                           the tests"
+	@echo "make bench                                                                          speed, into results/bench_*.csv"
 	@echo "make lab                                                                            JupyterLab on the notebooks"
 	@echo "make readme                                                                         README's numbers from results/"
 
@@ -44,6 +45,9 @@ test: $(READY)
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py
 	TRITON_INTERPRET=1 $(PYTHON) -m pytest -n 2 tests/test_kernels.py
 	$(PYTHON) -m pytest --capture no tests/test_reproduce.py
+
+bench: $(READY)
+	for question in ops step chain train; do $(PYTHON) -m benchmarks.$$question || exit 1; done
 
 lab: $(READY)
 	$(PYTHON) -m jupyterlab notebooks

@@ -353,6 +353,30 @@ def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Ma
 
 
 @_paper_style
+def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> Figure:
+    """Milliseconds a slice and step of each system and setting, with quartiles; and how fast each op is beside its
+    reference. Rows of `benchmarks/step.py` and `benchmarks/ops.py`; what gave a wrong answer has no bar."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(DOUBLE, 0.6 + 0.17 * max(len(steps), len(ops))))
+    steps = steps.dropna(subset="median_s").sort_values("median_s", ascending=False)
+    colours = {name: f"C{i}" for i, name in enumerate(("pdlib", "reference", "diffusers", "MONAI"))}
+    spread = 1e3 * np.stack([steps.median_s - steps.low_s, steps.high_s - steps.median_s])
+    names = steps.system + ": " + steps.setting
+    left.barh(names, 1e3 * steps.median_s, xerr=spread, color=steps.system.map(colours), error_kw={"lw": 0.6})
+    left.set_xlabel("milliseconds a slice and step")
+    key = ["op", "shape", "dtype"]
+    base = ops[ops.candidate == "reference"].set_index(key).median_s.rename("base")
+    beside = ops[ops.candidate != "reference"].join(base, on=key).dropna(subset="median_s").iloc[::-1]
+    names = beside.op + " " + beside["shape"] + " " + beside.dtype + ", " + beside.candidate
+    right.barh(names, beside.base / beside.median_s, color=beside.candidate.map({"pdlib": "C0"}).fillna("0.7"))
+    right.axvline(1, color="0.3", lw=0.6)
+    right.set_xscale("log")
+    right.set_xlabel("times as fast as the reference")
+    for ax in (left, right):
+        ax.tick_params(axis="y", labelsize=5)
+    return figure
+
+
+@_paper_style
 def overlay_figure(
     image: NDArray,
     reference: NDArray | None,

@@ -9,7 +9,18 @@ CONFIGS = ROOT / "configs"
 NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
-SHARED_JOBS = ("01_prepare_data", "13_all_folds")  # notebook runs that belong to no one fold
+BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
+QUESTIONS = ("ops", "step", "chain", "train")  # of `make bench`, in its order
+SHARED_JOBS = ("01_prepare_data", "09_read_the_kernels", "13_all_folds")  # notebook runs that belong to no one fold
+
+
+def measured_devices() -> list[str]:
+    """Kinds of device, "cpu" and "cuda", that `make bench` has run on to its end."""
+    return [
+        device
+        for device in ("cpu", "cuda")
+        if all((BENCHMARKS / f"bench_{question}_{device}.csv").exists() for question in QUESTIONS)
+    ]
 
 
 @dataclass(frozen=True)

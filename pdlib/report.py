@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pdlib import records, tables
-from pdlib.paths import PAPER_NUMBERS, Layout, layout
+from pdlib.paths import BENCHMARKS, PAPER_NUMBERS, Layout, layout, measured_devices
 
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 
@@ -35,8 +35,27 @@ def numbers(place: Layout) -> str:
         f"torch {stamp['packages']['torch']}, seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
     )
     claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip() + "\n\n" + _verdicts(place)
-    one, sites, two, truncation = (_brief(place, n) for n in ("table1", "table1_by_site", "table2", "truncation"))
-    return "\n\n".join(part.strip() for part in (source, claims, one, first, sites, two, second, truncation))
+    one, sites, two, truncation, agreement = (
+        _brief(place, name) for name in ("table1", "table1_by_site", "table2", "truncation", "agreement")
+    )
+    parts = (source, claims, one, first, sites, two, second, truncation, agreement, *speeds())
+    return "\n\n".join(part.strip() for part in parts)
+
+
+def speeds() -> list[str]:
+    """What a step costs on each kind of device that `make bench` has run on."""
+    found = []
+    for device in measured_devices():
+        path = BENCHMARKS / f"bench_step_{device}.csv"
+        stamp, steps = records.read_stamp(path), records.read_table(path)
+        height, width = int(steps.height[0]), int(steps.width[0])
+        caption = (
+            f"One slice of {height} x {width} pixels in one step, the `{stamp['profile']}` profile's network "
+            f"({stamp['device']}, torch {stamp['packages']['torch']}): milliseconds with quartiles, how many times as "
+            f"fast as the best setting of our reference mode, and the error of the network's answer beside float32"
+        )
+        found.append(tables.table_markdown(tables.speed_table(steps), caption))
+    return found
 
 
 def _verdicts(place: Layout) -> str:

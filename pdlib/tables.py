@@ -23,6 +23,12 @@ NAMES = {
     "avd_percent": "AVD (%)",
     "uncertainty": "Uncertainty (variance)",
     "entropy": "Entropy (nat)",
+    "energy_distance": "Energy distance to the raters",
+    "energy_distance_difference": "Δ energy distance",
+    "energy_distance_holm": "p (Holm)",
+    "rater_dice": "Dice with a rater",
+    "risk_area": "Area under the risk",
+    "calibration_error": "Calibration error",
     "method": "Method",
     "preseg": "Pre-segmentation",
     "preseg_dice": "Pre-segmentation Dice",
@@ -46,18 +52,32 @@ NAMES = {
     "corrected_p": "p (Holm)",
     "verdict": "Verdict",
     "shown": "Shown in",
+    "system": "System",
+    "setting": "Setting",
+    "milliseconds": "Milliseconds",
+    "faster": "Times as fast",
+    "error": "Error",
+    "share_of_matmul": "Of the matmul rate",
 }
 FORMATS = {
     "n": "g",
     "nfe": ".10g",
     "seconds": ".1f",
     "uncertainty": ".1e",
+    "energy_distance_difference": "+.3f",
+    "energy_distance_holm": ".2g",
+    "risk_area": ".1e",
+    "calibration_error": ".4f",
     "dice_difference": "+.3f",
     "dice_holm": ".2g",
     "dice_disc_difference": "+.3f",
     "dice_disc_holm": ".2g",
     "estimate": "+.3g",
     "corrected_p": ".2g",
+    "milliseconds": ".3g",
+    "faster": ".2f",
+    "error": ".1e",
+    "share_of_matmul": ".0%",
 }  # else .3f
 PARTS = ("_low", "_high", "_undefined", "_difference", "_p", "_holm")  # of a score, in columns beside its own
 
@@ -128,6 +148,19 @@ def site_table(scores: pd.DataFrame, *, methods: Sequence[str]) -> pd.DataFrame:
     means = rows.groupby(["method", "site"]).value.agg(lambda values: values.mean(skipna=False)).unstack("site")
     named = means.loc[list(methods)].rename(columns={site: f"{site} (n = {count})" for site, count in counts.items()})
     return named.reset_index().rename_axis(columns=None)
+
+
+def speed_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """What one slice costs in one step of the chain, quickest first: rows of `benchmarks/step.py`.
+
+    Columns: system, setting, milliseconds with its quartiles, faster (than the quickest setting of the reference mode)
+    and error; a candidate whose answer was wrong has no time.
+    """
+    base = steps.loc[steps.system == "reference", "median_s"].min()
+    table = steps[["system", "setting"]].assign(milliseconds=1e3 * steps.median_s)
+    table["milliseconds_low"], table["milliseconds_high"] = 1e3 * steps.low_s, 1e3 * steps.high_s
+    table = table.assign(faster=base / steps.median_s, error=steps.error, share_of_matmul=steps.share_of_matmul)
+    return table.sort_values("milliseconds", ignore_index=True)
 
 
 def paper_table(paper: pd.DataFrame, table: str) -> pd.DataFrame:

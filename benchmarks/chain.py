@@ -1,0 +1,114 @@
+"""What a volume costs: beside two libraries; against T', members, slice size and width; and outside the network.
+
+The libraries' chains are loops as their users write them, each at the setting that `benchmarks.step`, which has to run
+first, found quickest. They visit the same indices, and each of their steps goes from t to t - 1, whatever the stride.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.step import LIBRARIES, SCHEDULE, TOLERANCE, library_chain, randomise
+from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
+from pdlib import noise, records
+from pdlib.codec import build_codec
+from pdlib.denoiser import GuidedUNet, PreparedDenoiser
+from pdlib.paths import BENCHMARKS
+from pdlib.sampler import Chain, Diffusion
+from pdlib.slices import sample_slices
+
+DIFFUSION = Diffusion(SCHEDULE, build_codec("zero_one"), "eps")
+SLICES = 83 if PRESET == "paper" else 8
+BASE = Chain("preseg", "run_to_zero", 300, 1 if PRESET == "paper" else 100, "ddim", 1.0, "consistent")
+MEMBERS = 5 if PRESET == "paper" else 2
+BATCH = 83 if PRESET == "paper" else 16
+
+
+class Instant:
+    """A network that answers at once: what a step costs outside the network."""
+
+    def __init__(self, output: torch.Tensor):
+        self.output = output
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.output[: len(x)]
+
+
+def volume(denoise, size: tuple[int, int], chain: Chain, members: int) -> np.ndarray:
+    """All members of all slices of a volume."""
+    image, start = torch.zeros(SLICES, 2, *size), torch.zeros(1, SLICES, 1, *size)
+    member, number = torch.meshgrid(torch.arange(members), torch.arange(SLICES), indexing="ij")
+    return sample_slices(
+        denoise,
+        image,
+        start,
+        noise.subject_streams(0, "bench", number, member),
+        chain=chain,
+        diffusion=DIFFUSION,
+        one_step=None,
+        device=DEVICE,
+        batch_size=BATCH,
+        precision="32-true",
+        on_batch=lambda images: None,
+    ).values
+
+
+def library_volume(system: str, options: dict, size: tuple[int, int]) -> Callable[[], torch.Tensor]:
+    """The same by a library; ValueError where the network's answer is wrong in the library's quickest setting."""
+    steps = records.read_table(BENCHMARKS / f"bench_step_{DEVICE.type}.csv")
+    quickest = steps[steps.system == system].sort_values("median_s").setting.iloc[0]
+    network = randomise(LIBRARIES[system](options))
+    rows = [torch.zeros(SLICES * MEMBERS, channels, *size, device=DEVICE).split(BATCH) for channels in (2, 1)]
+    x, t = torch.randn(BATCH, 3, *size, device=DEVICE), torch.full((BATCH,), BASE.indices[0], device=DEVICE)
+    (denoise, chain), (exact, _) = (library_chain(system, network, one, BASE.indices) for one in (quickest, "float32"))
+    error = relative_error(denoise(x, t), exact(x, t))
+    if error > TOLERANCE:
+        raise ValueError(f"{system} ({quickest}) is wrong by {error:.2g}")
+    return lambda: torch.cat([chain(image, state).cpu() for image, state in zip(*rows, strict=True)])
+
+
+@torch.inference_mode()
+def main() -> None:
+    options, size, precision = settings()
+    steps = SCHEDULE.steps
+    denoise = PreparedDenoiser(randomise(GuidedUNet(**options)), steps, precision)
+    half = {**options, "model_channels": options["model_channels"] // 2}
+    narrow = {} if half["model_channels"] % 32 else {"half": half}
+    twice = {**options, "model_channels": options["model_channels"] * 2}
+    wide = {name: randomise(GuidedUNet(**one)) for name, one in {**narrow, "twice": twice}.items()}
+    larger = (2 * size[0], 2 * size[1])
+    instant = Instant(torch.zeros(BATCH, 1, *size, device=DEVICE))
+    cases = {
+        ("as it is", "pdlib"): (denoise, size, BASE, MEMBERS),
+        ("outside the network", "-"): (instant, size, BASE, MEMBERS),
+        ("T'", "100"): (denoise, size, replace(BASE, t_prime=100), MEMBERS),
+        ("T'", "600"): (denoise, size, replace(BASE, t_prime=600), MEMBERS),
+        ("members", "1"): (denoise, size, BASE, 1),
+        ("members", str(2 * MEMBERS)): (denoise, size, BASE, 2 * MEMBERS),
+        ("slice", f"{larger[0]}x{larger[1]}"): (denoise, larger, BASE, MEMBERS),
+    }
+    for name, network in wide.items():
+        cases["width", name] = (PreparedDenoiser(network, steps, precision), size, BASE, MEMBERS)
+    volumes = {key: partial(volume, *case) for key, case in cases.items()}
+    for system in LIBRARIES:
+        cases["as it is", system] = (None, size, BASE, MEMBERS)
+        volumes["as it is", system] = library_volume(system, options, size)
+    times = compare(volumes)
+    rows = []
+    for (question, value), (_, used, chain, members) in cases.items():
+        calls = SLICES * members * len(chain.indices)
+        about = {"question": question, "case": value, "t_prime": chain.t_prime, "ensemble_size": members}
+        about |= {"height": used[0], "width": used[1], "calls": calls}
+        rows.append(about | dict(times.loc[[(question, value)]].iloc[0]))
+    table = pd.DataFrame(rows)
+    table["ms_per_call"] = 1e3 * table.median_s / table.calls
+    table["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else float("nan")
+    save("chain", table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Each op of the chain against its reference, `torch.compile` of the reference, and what torch itself has for it."""
+
+from functools import partial
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
+from pdlib import noise, ops, reference
+from pdlib.schedule import build_schedule
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+SCHEDULE = build_schedule("cosine", steps=1000, offset=0.008, max_beta=0.999)
+BATCH = 80 if PRESET == "paper" else 16
+
+
+def norm_candidates(x, weight, bias, shift, residual):
+    """Group norm of x + residual + shift with SiLU, 32 groups."""
+    arguments = {"groups": 32, "eps": 1e-5, "silu": True, "shift": shift, "residual": residual}
+
+    def library():
+        h = x + residual
+        return F.silu(F.group_norm(h + shift[:, :, None, None], 32, weight.to(x.dtype), bias.to(x.dtype)))
+
+    def plain():
+        return reference.group_norm_silu(x, weight, bias, **arguments)[0]
+
+    return {
+        "reference": plain,
+        "reference, compiled": torch.compile(plain),
+        "torch": library,
+        "pdlib": lambda: ops.group_norm_silu(x, weight, bias, **arguments)[0],
+    }
+
+
+def chain_candidates(x, output, streams):
+    """One reverse step with its noise, from index 299 to 298."""
+    table = ops.step_table(
+        SCHEDULE, [(299, 298)], prediction="eps", step="ddpm", eta=1.0, clamp=(0.0, 1.0), device=DEVICE
+    )
+    lines = torch.zeros(len(x), dtype=torch.int32, device=DEVICE)
+    state = x.clone()
+
+    def plain():
+        x_start = reference.predict_x_start("eps", output, x, 299, SCHEDULE, (0.0, 1.0))
+        return reference.p_sample(x_start, x, 299, 298, noise.normal(streams, 299, *x.shape[1:]), SCHEDULE)
+
+    def in_place():
+        state.copy_(x)
+        ops.reverse_step_(state, output, table, lines, streams)
+        return state
+
+    return {"reference": plain, "pdlib": in_place}
+
+
+def start_candidates(mask, streams):
+    """A mask diffused to index 299 with its noise."""
+
+    def plain():
+        fresh = noise.normal(streams, noise.START, *mask.shape[1:])
+        return reference.q_sample(mask, 299, fresh, SCHEDULE)
+
+    return {"reference": plain, "pdlib": lambda: ops.q_sample_start(mask, 299, streams, SCHEDULE)}
+
+
+def ensemble_candidates(members):
+    """Mean, variance, entropy and votes of five members."""
+    plain = partial(reference.ensemble_moments, members, 0.5)
+    return {
+        "reference": lambda: torch.stack([part.float() for part in plain()]),
+        "reference, compiled": torch.compile(lambda: torch.stack([part.float() for part in plain()])),
+        "pdlib": lambda: torch.stack([part.float() for part in ops.ensemble_moments(members, 0.5)]),
+    }
+
+
+def overlap_candidates(masks, references):
+    """Pixels shared by five members' masks and the references, and those of each."""
+    plain = partial(reference.overlap_counts, masks, references)
+    return {
+        "reference": plain,
+        "reference, compiled": torch.compile(plain),
+        "pdlib": partial(ops.overlap_counts, masks, references),
+    }
+
+
+def first_convolution_candidates(image, state, channels):
+    """The network's first convolution, and the same with what the image adds to it kept from step to step."""
+    weight = torch.randn(channels, 3, 3, 3, device=DEVICE, dtype=image.dtype)
+    whole = torch.cat([image, state], dim=1).contiguous(memory_format=torch.channels_last)
+    of_image = F.conv2d(image, weight[:, :2], padding=1)
+    return {
+        "reference": lambda: F.conv2d(whole, weight, padding=1),
+        "image part kept": lambda: F.conv2d(state, weight[:, 2:], padding=1).add_(of_image),
+    }
+
+
+@torch.inference_mode()
+def main() -> None:
+    options, (height, width), _ = settings()
+    streams = noise.subject_streams(0, "bench", torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64)).to(DEVICE)
+    cases = {}
+    for mult in sorted({options["channel_mult"][0], options["channel_mult"][-1]}):
+        channels, factor = options["model_channels"] * mult, 1 if mult == options["channel_mult"][0] else 4
+        for dtype in (torch.float32, torch.bfloat16):
+            x, residual = (
+                torch.randn(BATCH, channels, height // factor, width // factor, device=DEVICE, dtype=dtype).contiguous(
+                    memory_format=torch.channels_last
+                )
+                for _ in range(2)
+            )
+            weight, bias = torch.rand(channels, device=DEVICE), torch.rand(channels, device=DEVICE)
+            shift = torch.randn(BATCH, channels, device=DEVICE).to(dtype)
+            cases["group_norm_silu", tuple(x.shape), dtype] = norm_candidates(x, weight, bias, shift, residual)
+    x, output = (torch.randn(BATCH, 1, height, width, device=DEVICE) for _ in range(2))
+    mask = (torch.rand(BATCH, 1, height, width, device=DEVICE) < 0.05).float()
+    members = torch.rand(5, BATCH, height, width, device=DEVICE)
+    cases["p_sample", tuple(x.shape), torch.float32] = chain_candidates(x, output, streams)
+    cases["q_sample", tuple(x.shape), torch.float32] = start_candidates(mask, streams)
+    cases["ensemble_stats", tuple(members.shape), torch.float32] = ensemble_candidates(members)
+    cases["overlap_counts", tuple(members.shape), torch.bool] = overlap_candidates(members > 0.5, mask[:, 0] > 0)
+    halves = [
+        one.to(torch.bfloat16).contiguous(memory_format=torch.channels_last) for one in (x.expand(-1, 2, -1, -1), x)
+    ]
+    cases["first_convolution", tuple(x.shape), torch.bfloat16] = first_convolution_candidates(
+        *halves, options["model_channels"]
+    )
+    rows = []
+    for (op, shape, dtype), candidates in cases.items():
+        expected = candidates["reference"]()
+        tolerance = TOLERANCE.get(dtype, 0.0)
+        errors = {name: relative_error(call().float(), expected.float()) for name, call in candidates.items()}
+        times = compare({name: call for name, call in candidates.items() if errors[name] <= tolerance})
+        about = {"op": op, "shape": "x".join(map(str, shape)), "dtype": str(dtype).removeprefix("torch.")}
+        rows += [
+            about | {"candidate": name, "error": errors[name]} | dict(times.reindex([name]).iloc[0]) for name in errors
+        ]
+    save("ops", pd.DataFrame(rows))
+
+
+if __name__ == "__main__":
+    main()

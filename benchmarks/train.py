@@ -1,0 +1,81 @@
+"""Images a second in training the denoiser: ours, and the loop that a user of torch would write."""
+
+import copy
+from dataclasses import replace
+
+import torch
+from lightning_fabric import Fabric
+
+from benchmarks.step import DIFFUSION, T
+from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
+from pdlib.denoiser import GuidedUNet
+from pdlib.training import Fit, SliceBank, build_optimizer, diffusion_objective, update
+from pdlib.workflow import load_profile
+
+OBJECTIVE = diffusion_objective(DIFFUSION, T)
+
+
+class Ours:
+    """One update of `training.fit_network`."""
+
+    def __init__(self, bank: SliceBank, fit: Fit, precision: str):
+        torch.manual_seed(0)
+        plain = GuidedUNet(**settings()[0]).to(DEVICE)
+        self.fit, self.average, self.step = fit, copy.deepcopy(plain).requires_grad_(False), 0
+        self.fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+        self.bank = bank.to(DEVICE)
+        self.network, self.optimizer = self.fabric.setup(plain, build_optimizer(plain, fit))
+
+    def __call__(self) -> torch.Tensor:
+        batch = self.bank.draw(self.step, 0, self.fit)
+        self.step += 1
+        parts = update(self.network, self.average, OBJECTIVE, batch, self.optimizer, self.fit, self.fabric)
+        return parts["train_loss"].detach()
+
+
+class Plain:
+    """The same update, a tensor at a time: data on the CPU, Adam and the averaged weights in loops."""
+
+    def __init__(self, bank: SliceBank, fit: Fit, precision: str):
+        torch.manual_seed(0)
+        self.network = GuidedUNet(**settings()[0]).to(DEVICE)
+        self.average, self.step = copy.deepcopy(self.network).requires_grad_(False), 0
+        self.bank, self.fit, self.half = bank, fit, precision == "bf16-mixed"
+        how = {"lr": fit.learning_rate, "betas": fit.betas, "weight_decay": fit.weight_decay}
+        self.optimizer = torch.optim.Adam(self.network.parameters(), **how, foreach=False)
+
+    def __call__(self) -> torch.Tensor:
+        batch = self.bank.draw(self.step, 0, self.fit)
+        batch = replace(batch, image=batch.image.to(DEVICE), mask=batch.mask.to(DEVICE))
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=self.half):
+            loss = OBJECTIVE(self.network, batch)["train_loss"]
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(self.fit.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mine, theirs in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mine.mul_(decay).add_(theirs, alpha=1 - decay)
+        self.step += 1
+        return loss.detach()
+
+
+def main() -> None:
+    profile = load_profile(PRESET)["03_train_ddpm"]
+    _, size, precision = settings()
+    fit = Fit(**profile["fit"], seed=0)
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(2, *size, generator=generator) for _ in range(200)]
+    bank = SliceBank(images, [(image[:1] > 2).float() for image in images])
+    candidates = {"plain loop": Plain(bank, fit, precision), "pdlib": Ours(bank, fit, precision)}
+    first = {name: call() for name, call in candidates.items()}
+    times = compare(candidates)
+    table = times.rename_axis("system").reset_index()
+    table["images_per_s"] = fit.batch_size / table.median_s
+    table["error"] = [relative_error(first[name], first["plain loop"]) for name in table.system]
+    table["precision"], table["batch"] = precision, fit.batch_size
+    save("train", table)
+
+
+if __name__ == "__main__":
+    main()
