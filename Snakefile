@@ -5,7 +5,7 @@ import os
 import sys
 
 from pdlib.methods import SCORED, jobs
-from pdlib.paths import CONFIGS, NOTEBOOKS, layout
+from pdlib.paths import BENCHMARKS, CONFIGS, NOTEBOOKS, QUESTIONS, layout, measured_devices
 from pdlib.workflow import IN_WORKFLOW, load_profile
 
 PROFILE = config.get("profile", "cpu")
@@ -69,6 +69,11 @@ TRAINED = [done(job) for job in NEEDED]
 COMPARED_JOBS = [done(job) for job in SCORED]
 
 
+# What `make bench` has measured, for notebook 09: on the CPU, and on a GPU where there was one.
+MEASURED = [str(BENCHMARKS / f"bench_{name}_{device}.csv") for device in measured_devices() for name in QUESTIONS]
+SPEED = [both(PLACE.shared.figures, f"speed_{device}.png", f"speed_{device}.pdf") for device in measured_devices()]
+
+
 rule all:
     input:
         both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf"))),
@@ -76,8 +81,9 @@ rule all:
         both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
         both(PLACE.figures, "fundus.csv", "fundus.md"),
         both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
-        both(PLACE.figures, "agreement.png", "agreement.pdf"),
+        both(PLACE.figures, *(f"agreement.{kind}" for kind in ("png", "pdf", "csv", "md"))),
         both(PLACE.figures, "claims.csv", "claims.md"),
+        SPEED,
         COMPARED_JOBS,
         TRAINED,
 
@@ -156,6 +162,7 @@ rule train_wolleb2021:
     output:
         touch(done("12_wolleb2021")),
         training_table("wolleb2021"),
+        training_table("wolleb2021_rules"),
     log:
         executed("12_wolleb2021"),
     params:
@@ -205,6 +212,7 @@ rule truncate_both_ends:
         both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
         both(PLACE.figures, "fundus.csv", "fundus.md"),
         str(PLACE.results / "truncation_scores.csv"),
+        str(PLACE.results / "truncation_grid.csv"),
         str(PLACE.results / "fundus_scores.csv"),
     log:
         executed("08_truncate_both_ends"),
@@ -314,7 +322,7 @@ rule ensemble_size:
         TRAINED,
     output:
         touch(done("06_ensemble_size")),
-        both(PLACE.figures, "fig4.png", "fig4.pdf", "agreement.png", "agreement.pdf"),
+        both(PLACE.figures, "fig4.png", "fig4.pdf", *(f"agreement.{kind}" for kind in ("png", "pdf", "csv", "md"))),
         str(PLACE.results / "ensemble_scores.csv"),
         str(PLACE.results / "agreement_scores.csv"),
     log:
@@ -342,6 +350,25 @@ rule preseg_accuracy:
     params:
         name="07_preseg_accuracy",
         parameters=settings("07_preseg_accuracy"),
+    threads: THREADS
+    resources:
+        gpu=SETTINGS["gpus_per_job"],
+    shell:
+        RUN
+
+
+rule read_the_kernels:
+    input:
+        notebook("09_read_the_kernels"),
+        MEASURED,
+    output:
+        touch(done("09_read_the_kernels")),
+        SPEED,
+    log:
+        executed("09_read_the_kernels"),
+    params:
+        name="09_read_the_kernels",
+        parameters=settings("09_read_the_kernels"),
     threads: THREADS
     resources:
         gpu=SETTINGS["gpus_per_job"],
