@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="no triton")
 
 KERNELS = ("q_sample", "p_sample", "group_norm_silu", "ensemble_stats", "overlap_counts")
 SCRIPT = """
-import importlib, inspect, itertools, sys
+import importlib, inspect, itertools, re, subprocess, sys, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -22,14 +22,23 @@ DTYPES |= dict.fromkeys(("threshold", "low", "high", "eps"), "fp32")
 HALF = ("x_ptr", "x_start_ptr", "out_ptr", "output_ptr", "residual_ptr", "y_ptr", "sum_ptr", "h_ptr", "dy_ptr")
 HALF += ("dh_ptr",)
 FLAGS = ("RESIDUAL", "SHIFT", "SILU", "LEARNED")
-SIZES = {"BLOCK": 1024, "BLOCK_P": 64, "BLOCK_C": 128, "BLOCK_B": 128, "PIXELS_A_BLOCK": 64}
+# What is launched for the paper's network, at its largest.
+SIZES = {"BLOCK": 1024, "BLOCK_P": 64, "BLOCK_C": 128, "BLOCK_B": 1024, "PIXELS_A_BLOCK": 64}
+LAUNCHED = {
+    "_one_pass_kernel": {"BLOCK_P": 512, "BLOCK_C": 16},
+    "_join_moments_kernel": {"BLOCK_C": 8},
+    "_overlap_counts_kernel": {"BLOCK": 4096},
+    "_ensemble_stats_kernel": {"BLOCK": 1024},
+}
+WARPS = {"group_norm_silu": 8}
 
 def source(kernel, half, flag):
     signature, constants = {}, {}
+    sizes = SIZES | LAUNCHED.get(kernel.fn.__name__, {})
     for name, parameter in inspect.signature(kernel.fn).parameters.items():
         if name.isupper():
             signature[name] = "constexpr"
-            constants[name] = flag if name in FLAGS else SIZES[name]
+            constants[name] = flag if name in FLAGS else sizes[name]
         elif name.endswith("_ptr"):
             dtype = DTYPES.get(name, half if name in HALF else "*fp32")
             if kernel.fn.__name__ == "_ensemble_stats_kernel" and name == "members_ptr":
@@ -43,8 +52,15 @@ module = importlib.import_module("pdlib.kernels." + sys.argv[1])
 found = [value for value in vars(module).values() if isinstance(value, JITFunction)]
 for kernel in (one for one in found if one.fn.__name__.endswith("_kernel")):
     for half, flag in itertools.product(("*bf16", "*fp32"), (True, False)):
-        binary = triton.compile(source(kernel, half, flag), target=GPUTarget("cuda", int(sys.argv[2]), 32))
-        print(kernel.fn.__name__, half, len(binary.asm["cubin"]))
+        options = {"num_warps": WARPS.get(sys.argv[1], 4)}
+        target = GPUTarget("cuda", int(sys.argv[2]), 32)
+        binary = triton.compile(source(kernel, half, flag), target=target, options=options)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary.asm["cubin"])
+            file.flush()
+            command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        print(kernel.fn.__name__, half, len(binary.asm["cubin"]), re.search("STACK:([0-9]+)", usage)[1])
 """
 
 
@@ -57,4 +73,5 @@ def test_kernels_become_machine_code(name, capability, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert {kind for _, kind, _ in lines} == {"*bf16", "*fp32"} and all(int(size) > 1000 for *_, size in lines)
+    assert {kind for _, kind, *_ in lines} == {"*bf16", "*fp32"} and all(int(size) > 1000 for *_, size, _ in lines)
+    assert all(int(stack) <= 64 for *_, stack in lines), "a thread's numbers fit its registers"

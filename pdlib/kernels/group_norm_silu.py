@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ONE_PASS = 1024  # pixels up to which a program holds a whole group
-TILE = 8192  # numbers in a program's tile of the two-pass kernels
+TILE = 8192  # numbers that a program holds: a whole group if it is no larger, or a tile of the two-pass kernels
+WARPS = 8  # of such a program, so that a thread's numbers fit its registers
 
 
 @triton.jit
@@ -288,11 +288,13 @@ def forward(
     mean, rstd = (torch.empty(images, groups, device=x.device) for _ in range(2))
     flags = {"RESIDUAL": residual is not None, "SHIFT": shift is not None}
     group_block, stride = triton.next_power_of_2(group_channels), _row_stride(shift)
-    if pixels <= ONE_PASS:
+    image_block = triton.next_power_of_2(pixels)
+    if image_block * group_block <= TILE:
         _one_pass_kernel[images, groups](
             x, residual, shift, stride, weight, bias, y, total, mean, rstd,
             pixels, channels, group_channels, groups, eps,
-            **flags, SILU=silu, BLOCK_P=triton.next_power_of_2(pixels), BLOCK_C=group_block,
+            **flags, SILU=silu, BLOCK_P=image_block, BLOCK_C=group_block,
+            num_warps=WARPS,
         )  # fmt: skip
         return y, total, mean, rstd
     tile = _tile(channels)
@@ -304,7 +306,7 @@ def forward(
     _join_moments_kernel[images, groups](
         partial, shift, stride, mean, rstd, pixels, channels, group_channels, groups, blocks, eps,
         SHIFT=flags["SHIFT"], PIXELS_A_BLOCK=tile["BLOCK_P"],
-        BLOCK_B=triton.next_power_of_2(blocks), BLOCK_C=group_block,
+        BLOCK_B=triton.next_power_of_2(blocks), BLOCK_C=group_block, num_warps=WARPS,
     )  # fmt: skip
     _apply_kernel[images, blocks](
         total, shift, stride, weight, bias, mean, rstd, y, pixels, channels, group_channels, groups,
@@ -341,7 +343,7 @@ def _row_stride(shift: Tensor | None) -> int:
 
 def _tile(channels: int) -> dict[str, int]:
     wide = triton.next_power_of_2(channels)
-    return {"BLOCK_P": max(1, TILE // wide), "BLOCK_C": wide}
+    return {"BLOCK_P": max(1, TILE // wide), "BLOCK_C": wide, "num_warps": WARPS}
 
 
 @torch.library.custom_op("pdlib::group_norm_silu", mutates_args=())

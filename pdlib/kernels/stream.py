@@ -18,8 +18,9 @@ def stream_normal(key, place, step, member, slice_number):
 
 
 def key_and_words(streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, slices and members of the rows as a kernel takes them: [N] int64, int32, int32."""
-    return streams.keys, streams.slices.to(torch.int32), streams.members.to(torch.int32)
+    """Keys, slices and members of the rows as a kernel takes them: contiguous [N] int64, int32, int32."""
+    words = streams.keys, streams.slices.to(torch.int32), streams.members.to(torch.int32)
+    return tuple(word.reshape(-1).contiguous() for word in words)
 
 
 def row_channel_pixel(x: Tensor) -> tuple[int, int, int]:
