@@ -102,9 +102,10 @@ def table1(
 ) -> pd.DataFrame:
     """Table 1: a row for each method, each score as mean, interval and paired difference to the baseline's.
 
-    scores: rows of `records.COLUMNS`, of one split. Columns: method, n, nfe, seconds, and for each metric M: M, M_low,
-    M_high, M_undefined (subjects without a value), M_difference (method - baseline) with _low, _high, _undefined, M_p
-    (Wilcoxon) and M_holm (adjusted over the table's rows). A subject that a method lacks counts as undefined.
+    scores: rows of `records.COLUMNS`, of one split. Columns: method, n, nfe and seconds where the scores have them, and
+    for each metric M: M, M_low, M_high, M_undefined (subjects without a value), M_difference (method - baseline) with
+    _low, _high, _undefined, M_p (Wilcoxon) and M_holm (adjusted over the table's rows). A subject that a method lacks
+    counts as undefined.
     ValueError: scores of several splits, of no subject of a method, or of a method under several settings; a row that
     chooses its own T' may have another in each fold.
     """
@@ -113,7 +114,9 @@ def table1(
     rows = []
     for method in methods:
         mine = _method_rows(scores, method)
-        row = {"method": method, "n": len(subjects), "nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
+        row = {"method": method, "n": len(subjects)}
+        if mine.nfe.notna().any():
+            row |= {"nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
         rows.append(row | _scored(mine, None if method == baseline else base, subjects, metrics, interval))
     return _adjusted(pd.DataFrame(rows), metrics)
 

@@ -44,6 +44,14 @@ def test_table1_is_the_paired_statistics(scores):
     assert np.isnan(table.dice_difference["pd_ddpm"]) and table.nfe["pd_ddpm"] == 300
 
 
+def test_scores_without_a_cost_have_none_in_the_table(scores):
+    """As those of agreement, which are computed from members that were paid for elsewhere."""
+    free = scores.assign(nfe=pd.NA, seconds=pd.NA)
+    how = {"methods": ["unet", "pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    with_cost, without = tables.table1(scores, **how), tables.table1(free, **how)
+    pd.testing.assert_frame_equal(without, with_cost.drop(columns=["nfe", "seconds"]))
+
+
 def test_table1_counts_a_subject_that_a_method_lacks(scores):
     scores = scores[(scores.method != "unet") | (scores.subject != "Utrecht/0")]
     table = tables.table1(scores, methods=["unet"], baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
