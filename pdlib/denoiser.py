@@ -265,7 +265,9 @@ class PreparedDenoiser:
 
     @torch.no_grad()
     def __init__(self, network: GuidedUNet, steps: int, precision: str):
-        self.graphs: dict = {}  # of its steps on a GPU
+        self.graphs: dict = {}  # on a GPU: its captured steps,
+        self.pool = None  # the memory that these share, for one is replayed at a time,
+        self.rows: dict = {}  # and how many rows of a shape its memory holds
         self.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
         self.device = next(network.parameters()).device
         self.network = copy.deepcopy(network).eval()

@@ -1,7 +1,8 @@
 """The ops of the chain: arguments are checked here, once, and the implementation is chosen here and nowhere else.
 
-Tensors on a GPU go to the Triton kernels where there is Triton, all others to the references; with TRITON_INTERPRET=1
-in the environment, Triton's interpreter runs the kernels anywhere (a check, and slow).
+Tensors on a GPU go to the Triton kernels where there is Triton, all others to the references (a norm of bfloat16 on a
+CPU also to torch's own); with TRITON_INTERPRET=1 in the environment, Triton's interpreter runs the kernels anywhere (a
+check, and slow).
 """
 
 import importlib.util
@@ -47,6 +48,12 @@ def _check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"shapes differ: {shapes}")
 
 
+def _check_rows(rows: int, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.numel() != rows:
+            raise ValueError(f"{name}: {tensor.numel()} for {rows} rows")
+
+
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}: choose one of {list(known)}")
@@ -62,6 +69,7 @@ def q_sample(x_start: Tensor, t: int | Tensor, noise: Tensor, schedule: Schedule
 def q_sample_start(x_start: Tensor, t: int, streams: Streams, schedule: Schedule) -> Tensor:
     """Diffuse x_start to index t, where a chain starts, with the noise of each row's stream. [N, C, H, W] float32."""
     _check_index(t, schedule, len(x_start))
+    _check_rows(len(x_start), streams=streams.keys)
     if fused(x_start):
         from pdlib.kernels.q_sample import q_sample_into
 
@@ -91,19 +99,6 @@ def predict_x_start(
     return reference.predict_x_start(prediction, output, x_t, t, schedule, clamp)
 
 
-def p_sample(
-    x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule, spread: Tensor | None = None
-) -> Tensor:
-    """One ancestral step from t to t_prev < t; -1 is the clean image (DDPM Eq. 7). [N, C, H, W] -> the same.
-
-    spread: what a network with a learned variance says of it, [N, C, H, W]; without it the variance is fixed-large.
-    """
-    _check_step(x_start, x_t, t, t_prev, noise, schedule)
-    if spread is not None:
-        _check_same_shape(spread=spread, x_t=x_t)
-    return reference.p_sample(x_start, x_t, t, t_prev, noise, schedule, spread)
-
-
 def learned_variance(spread: Tensor, t: int | Tensor, t_prev: int | Tensor, schedule: Schedule) -> Tensor:
     """The variance of a step from t to t_prev < t that the network's spread stands for. [N, C, H, W] -> the same."""
     _check_index(t, schedule, len(spread))
@@ -122,14 +117,6 @@ def variational_bound(
     return reference.variational_bound(x_start, predicted, spread, x_t, t, schedule, codec)
 
 
-def ddim_sample(
-    x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule, eta: float
-) -> Tensor:
-    """One DDIM step from t to t_prev < t; -1 is the clean image (DDIM Eq. 12). [N, C, H, W] -> the same."""
-    _check_step(x_start, x_t, t, t_prev, noise, schedule)
-    return reference.ddim_sample(x_start, x_t, t, t_prev, noise, schedule, eta)
-
-
 def dpm_solver_sample(
     x_start: Tensor, before: tuple[int, Tensor] | None, x_t: Tensor, t: int, t_prev: int, schedule: Schedule
 ) -> Tensor:
@@ -137,18 +124,14 @@ def dpm_solver_sample(
 
     before: index (> t) and predicted x_start of the step before, None in the first.
     """
-    _check_step(x_start, x_t, t, t_prev, x_start, schedule)
+    _check_same_shape(x_start=x_start, x_t=x_t)
+    _check_pair(t, t_prev, schedule)
     if before is not None:
         _check_same_shape(before=before[1], x_t=x_t)
         _check_index(before[0], schedule, len(x_t))
         if before[0] <= t:
             raise ValueError(f"the step before was made at {before[0]}, not above t={t}")
     return reference.dpm_solver_sample(x_start, before, x_t, t, t_prev, schedule)
-
-
-def _check_step(x_start: Tensor, x_t: Tensor, t: int, t_prev: int, noise: Tensor, schedule: Schedule) -> None:
-    _check_same_shape(x_start=x_start, x_t=x_t, noise=noise)
-    _check_pair(t, t_prev, schedule)
 
 
 def _check_pair(t: int, t_prev: int, schedule: Schedule) -> None:
@@ -162,8 +145,8 @@ class StepTable:
     """What the steps of a chain multiply by, a line for each visited index, on the chain's device.
 
     Args:
-        indices: [S] int32, the visited indices; also the noise's counter words.
-        weights: [S, 7] float32, of `schedule.step_weights`.
+        indices: [T] int32, first the visited indices, then zeros; also the noise's counter words.
+        weights: [T, 7] float32, of `schedule.step_weights`; T is the schedule's number of steps.
         clamp: the range of a predicted x_start.
         learns: whether a network with 2C channels decides the variance.
     """
@@ -190,9 +173,10 @@ def step_table(
     for t, t_prev in pairs:
         _check_pair(t, t_prev, schedule)
     weights = [step_weights(schedule, *pair, prediction=prediction, step=step, eta=eta) for pair in pairs]
-    indices = torch.tensor([t for t, _ in pairs], dtype=torch.int32, device=device)
-    weights = torch.tensor(weights, dtype=torch.float64).to(device, torch.float32)
-    return StepTable(indices, weights, clamp, learns=step == "ddpm")
+    spare = schedule.steps - len(pairs)  # all tables of a schedule have one shape, so that one graph serves them
+    indices = F.pad(torch.tensor([t for t, _ in pairs], dtype=torch.int32), (0, spare))
+    weights = F.pad(torch.tensor(weights, dtype=torch.float64), (0, 0, 0, spare))
+    return StepTable(indices.to(device), weights.to(device, torch.float32), clamp, learns=step == "ddpm")
 
 
 def reverse_step_(x_t: Tensor, output: Tensor, table: StepTable, lines: Tensor, streams: Streams) -> None:
@@ -205,6 +189,7 @@ def reverse_step_(x_t: Tensor, output: Tensor, table: StepTable, lines: Tensor, 
     learned = table.learns and output.shape[1] == 2 * classes
     output = output if learned else output[:, :classes]
     _check_same_shape(x_t=x_t, output=output[:, :classes])
+    _check_rows(len(x_t), streams=streams.keys, lines=lines)
     if fused(x_t):
         from pdlib.kernels.p_sample import p_sample_into
 
@@ -230,8 +215,17 @@ def group_norm_silu(
 ) -> tuple[Tensor, Tensor]:
     """Group normalisation of x + residual + shift, then SiLU if asked for, and x + residual (without one x itself).
 
-    x, residual: [N, C, H, W], shift: [N, C]; moments and normalisation in float32, the dtype stays.
+    x, residual: [N, C, H, W], shift: [N, C]; moments and normalisation in float32, the dtype stays. On a CPU large
+    images of bfloat16 take torch's own norm, unless a gradient is wanted: it rounds once more, and is quicker.
     """
+    rows, channels = x.shape[:2]
+    if channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+    wanted = {"weight": (weight, (channels,)), "bias": (bias, (channels,))}
+    wanted |= {"shift": (shift, (rows, channels)), "residual": (residual, x.shape)}
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
     if fused(x) and x.is_contiguous(memory_format=torch.channels_last):
         from pdlib.kernels.group_norm_silu import group_norm_silu as kernel
 

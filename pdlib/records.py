@@ -50,7 +50,7 @@ UNITS = {
     "dice_disc": "1",
     "dice_cup": "1",
 }
-PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "nilearn", "pandas", "matplotlib")
+PACKAGES = ("torch", "triton", "monai", "diffusers", "numpy", "scipy", "nibabel", "nilearn", "pandas", "matplotlib")
 OUTPUTS = ("*.csv", "*.stamp.json", "*.png", "*.pdf", "*.md")
 
 

@@ -150,11 +150,12 @@ def reverse_chain(
     )
     seen = torch.cat([image, x_t], dim=1).float().contiguous(memory_format=torch.channels_last)
     lines = torch.zeros(len(x_t), dtype=torch.int32, device=x_t.device)
-    buffers, advance = begin(denoise, Buffers(seen, lines, table, streams, x_t.shape[1]))
+    buffers = Buffers(seen, lines, table, streams, x_t.shape[1])
     solver, before = step == "dpm_solver", None
+    buffers, advance = (buffers, lambda: ask(denoise, buffers)) if solver else begin(denoise, buffers)
     for t, t_prev in pairs:
         x_t = buffers.state.clone() if solver or on_step is not None else None
-        output = ask(denoise, buffers) if solver else advance()
+        output = advance()
         if on_call is not None:
             on_call(len(output))
         if x_t is None:

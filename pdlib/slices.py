@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdlib.denoiser import PreparedDenoiser
 from pdlib.noise import Streams
 from pdlib.sampler import Chain, Diffusion, sample
-from pdlib.steps import Denoise
 
 MEMORY_SHARE = 0.8  # of a GPU's free memory that a batch may take
 OnBatch = Callable[[int], None]  # network calls on images just made
@@ -75,7 +75,7 @@ def draw_slices(
 
 @torch.inference_mode()
 def sample_slices(
-    denoise: Denoise,
+    denoise: PreparedDenoiser,
     image: Tensor,
     start: Tensor,
     streams: Streams,
@@ -105,6 +105,10 @@ def sample_slices(
     if device.type == "cuda":
         batch_size = min(batch_size, _rows_that_fit(denoise, torch.cat([image[:1], start[0, :1]], dim=1).to(device)))
     calls = Calls(on_batch)
+
+    def finish(x: Tensor) -> Tensor:
+        return torch.sigmoid(call(one_step, precision, calls, x, start.shape[2]))
+
     outputs = [
         sample(
             denoise,
@@ -113,7 +117,7 @@ def sample_slices(
             chain=chain,
             diffusion=diffusion,
             streams=streams[place[part], row[part]].to(device),
-            refine=lambda x: torch.sigmoid(call(one_step, precision, calls, x, start.shape[2])),
+            refine=finish if one_step else None,
             on_call=calls,
         ).cpu()
         for part in torch.arange(len(row)).split(batch_size)
@@ -122,11 +126,13 @@ def sample_slices(
     return Timed(values, calls.images // len(row), time.perf_counter() - started)
 
 
-def _rows_that_fit(denoise: Denoise, row: Tensor) -> int:
-    """Rows that a network call on a GPU has memory for, judged by a call on one row [1, in + C, H, W]."""
-    held = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    denoise(row, torch.zeros(1, dtype=torch.int32, device=row.device))
-    needed = torch.cuda.max_memory_allocated() - held
-    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
-    return max(1, int(MEMORY_SHARE * free / needed))
+def _rows_that_fit(denoise: PreparedDenoiser, row: Tensor) -> int:
+    """Rows that a network call on a GPU has memory for, judged once by a call on one row [1, in + C, H, W]."""
+    if row.shape not in denoise.rows:
+        torch.cuda.empty_cache()
+        free, held = torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        denoise(row, torch.zeros(1, dtype=torch.int32, device=row.device))
+        needed = torch.cuda.max_memory_allocated() - held
+        denoise.rows[row.shape] = max(1, int(MEMORY_SHARE * free / needed))
+    return denoise.rows[row.shape]

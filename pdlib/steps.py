@@ -12,6 +12,7 @@ from pdlib.denoiser import PreparedDenoiser
 from pdlib.noise import Streams
 from pdlib.ops import StepTable
 
+GRAPHS = 4  # captured steps that a denoiser keeps, those of its latest shapes
 Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C or 2C, H, W]
 
 
@@ -75,11 +76,14 @@ def begin(denoise: Denoise, buffers: Buffers) -> tuple[Buffers, Callable[[], Ten
     On a GPU a prepared denoiser's step is captured once for all chains of the same shapes, and replayed; where it
     cannot be captured, a warning says so and the steps are launched one kernel at a time.
     """
-    if not (buffers.x.is_cuda and isinstance(denoise, PreparedDenoiser)):
+    if not (isinstance(denoise, PreparedDenoiser) and denoise.device.type == "cuda"):
         return buffers, lambda: advance(denoise, buffers)
-    if buffers.kind not in denoise.graphs:
-        denoise.graphs[buffers.kind] = _capture(denoise, buffers)
-    captured = denoise.graphs[buffers.kind]
+    graphs, kind = denoise.graphs, buffers.kind
+    if kind not in graphs:
+        while len(graphs) >= GRAPHS:
+            del graphs[next(iter(graphs))]
+        graphs[kind] = _capture(denoise, buffers)
+    captured = graphs[kind]
     if captured is None:
         return buffers, lambda: advance(denoise, buffers)
     graph, fixed, output = captured
@@ -93,15 +97,18 @@ def begin(denoise: Denoise, buffers: Buffers) -> tuple[Buffers, Callable[[], Ten
 
 
 def _capture(denoise: PreparedDenoiser, buffers: Buffers) -> tuple[torch.cuda.CUDAGraph, Buffers, Tensor] | None:
-    graph, fixed = torch.cuda.CUDAGraph(), _copy(buffers)
+    fixed = _copy(buffers)
     try:
+        graph = torch.cuda.CUDAGraph()
+        if denoise.pool is None:
+            denoise.pool = torch.cuda.graph_pool_handle()
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             advance(denoise, fixed)  # compiles kernels and chooses convolutions, which a capture must not
             fixed.lines.zero_()
         torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=denoise.pool):
             output = advance(denoise, fixed)
     except RuntimeError as error:
         warnings.warn(f"no CUDA graph, so every kernel is launched by itself: {error}", RuntimeWarning, stacklevel=2)
@@ -109,6 +116,7 @@ def _capture(denoise: PreparedDenoiser, buffers: Buffers) -> tuple[torch.cuda.CU
     return graph, fixed, output
 
 
+@torch.inference_mode(False)  # for chains in and out of it
 def _copy(buffers: Buffers) -> Buffers:
     x, lines, indices, weights, *streams = (one.clone() for one in buffers._tensors)
     return replace(

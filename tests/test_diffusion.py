@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from scipy import integrate, stats
 
-from pdlib import noise, ops
+from pdlib import noise, ops, reference
 from pdlib.codec import build_codec
 from pdlib.sampler import Chain, Diffusion, reverse_chain, sample
 from pdlib.schedule import Schedule, build_schedule, chain_indices, scale_t_prime
@@ -256,10 +256,10 @@ def test_ddim_with_eta_one_has_ancestral_moments_with_the_posterior_variance():
     """DDIM at eta = 1 is ancestral sampling (Song et al. 2020, Section 4.1); its variance is the posterior's."""
     k, x_t, x_start = 20, torch.full((1, 1, 1, 1), 0.7), torch.full((1, 1, 1, 1), 0.2)
     zero = torch.zeros_like(x_t)
-    mean_ddpm = ops.p_sample(x_start, x_t, k, k - 1, zero, SHORT)
-    mean_ddim = ops.ddim_sample(x_start, x_t, k, k - 1, zero, SHORT, 1.0)
+    mean_ddpm = reference.p_sample(x_start, x_t, k, k - 1, zero, SHORT)
+    mean_ddim = reference.ddim_sample(x_start, x_t, k, k - 1, zero, SHORT, 1.0)
     assert torch.allclose(mean_ddpm, mean_ddim, atol=1e-6)
-    spread = ops.ddim_sample(x_start, x_t, k, k - 1, torch.ones_like(x_t), SHORT, 1.0) - mean_ddim
+    spread = reference.ddim_sample(x_start, x_t, k, k - 1, torch.ones_like(x_t), SHORT, 1.0) - mean_ddim
     abar, before = SHORT.abar(k), SHORT.abar(k - 1)
     posterior = (1 - before) / (1 - abar) * SHORT.betas[k]
     assert float(spread) == pytest.approx(float(posterior.sqrt()), rel=1e-5)
@@ -350,6 +350,11 @@ def test_ensemble_stats_against_numpy():
     assert not np.array_equal(majority, mask)
 
 
+def group_norm(x, **changed):
+    how = {"groups": 1, "eps": 1e-5, "silu": True, "shift": None, "residual": None}
+    return ops.group_norm_silu(x, torch.ones(1), torch.zeros(1), **(how | changed))
+
+
 def test_bad_arguments_are_named():
     x = torch.zeros(2, 1, 4, 4)
     for call, words in (
@@ -358,7 +363,11 @@ def test_bad_arguments_are_named():
         (lambda: ops.q_sample(x, torch.tensor([1, 2, 3]), x, COSINE), "one index per row"),
         (lambda: ops.q_sample(x, 1, x[:1], COSINE), "shapes differ"),
         (lambda: ops.training_target("noise", x, 1, x, COSINE), "unknown prediction"),
-        (lambda: ops.p_sample(x, x, 3, 3, x, COSINE), "t_prev"),
+        (lambda: ops.dpm_solver_sample(x, None, x, 3, 3, COSINE), "t_prev"),
+        (lambda: ops.q_sample_start(x, 3, streams(3), COSINE), "streams: 3 for 2 rows"),
+        (lambda: group_norm(x, groups=3), "do not divide into 3"),
+        (lambda: group_norm(x, residual=x[:1]), "residual has shape"),
+        (lambda: group_norm(x, shift=x[:, :, 0]), "shift has shape"),
         (lambda: ops.ensemble_stats(x, 0.5, "loud"), "unknown vote"),
         (lambda: build_schedule("square"), "unknown schedule"),
         (lambda: build_codec("ternary"), "unknown codec"),

