@@ -34,6 +34,18 @@ def norm_candidates(x, weight, bias, shift, residual):
     }
 
 
+def backward_candidates(x, weight, bias, shift, residual):
+    """Forward and gradient of the same."""
+    leaves = [one.clone().requires_grad_() for one in (x, weight, bias, shift, residual)]
+    above = torch.randn_like(x)
+
+    @torch.enable_grad()
+    def gradient(forward):
+        return torch.autograd.grad(forward(), leaves, above)[0]
+
+    return {name: partial(gradient, call) for name, call in norm_candidates(*leaves).items()}
+
+
 def chain_candidates(x, output, streams):
     """One reverse step with its noise, from index 299 to 298."""
     table = ops.step_table(
@@ -47,11 +59,10 @@ def chain_candidates(x, output, streams):
         return reference.p_sample(x_start, x, 299, 298, noise.normal(streams, 299, *x.shape[1:]), SCHEDULE)
 
     def in_place():
-        state.copy_(x)
         ops.reverse_step_(state, output, table, lines, streams)
         return state
 
-    return {"reference": plain, "pdlib": in_place}
+    return {"reference": plain, "reference, compiled": torch.compile(plain), "pdlib": in_place}
 
 
 def start_candidates(mask, streams):
@@ -61,7 +72,11 @@ def start_candidates(mask, streams):
         fresh = noise.normal(streams, noise.START, *mask.shape[1:])
         return reference.q_sample(mask, 299, fresh, SCHEDULE)
 
-    return {"reference": plain, "pdlib": lambda: ops.q_sample_start(mask, 299, streams, SCHEDULE)}
+    return {
+        "reference": plain,
+        "reference, compiled": torch.compile(plain),
+        "pdlib": lambda: ops.q_sample_start(mask, 299, streams, SCHEDULE),
+    }
 
 
 def ensemble_candidates(members):
@@ -95,7 +110,7 @@ def first_convolution_candidates(image, state, channels):
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     options, (height, width), _ = settings()
     streams = noise.subject_streams(0, "bench", torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64)).to(DEVICE)
@@ -112,6 +127,8 @@ def main() -> None:
             weight, bias = torch.rand(channels, device=DEVICE), torch.rand(channels, device=DEVICE)
             shift = torch.randn(BATCH, channels, device=DEVICE).to(dtype)
             cases["group_norm_silu", tuple(x.shape), dtype] = norm_candidates(x, weight, bias, shift, residual)
+            backward = backward_candidates(x, weight, bias, shift, residual)
+            cases["group_norm_silu, gradient", tuple(x.shape), dtype] = backward
     x, output = (torch.randn(BATCH, 1, height, width, device=DEVICE) for _ in range(2))
     mask = (torch.rand(BATCH, 1, height, width, device=DEVICE) < 0.05).float()
     members = torch.rand(5, BATCH, height, width, device=DEVICE)

@@ -1,8 +1,11 @@
 """Candidates timed in turns, so that whatever else the machine does falls on all of them."""
 
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,8 @@ from pdlib.workflow import load_profile
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRESET = "paper" if DEVICE.type == "cuda" else "cpu"  # whose network and slices are measured
 ROUNDS = 15
-ROUND_SECONDS = 0.2  # at least, for each candidate
+ROUND_SECONDS = 0.2  # about, for each candidate
+COMPARE_SECONDS = 120  # about, for all rounds; there are three at least
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:
@@ -39,8 +43,10 @@ def compare(candidates: Mapping[str, Callable[[], object]]) -> pd.DataFrame:
     """Seconds a call of each candidate: median and quartiles over rounds in which all of them take their turn."""
     for call in candidates.values():
         call()  # compiles, chooses algorithms
-    repeats = {name: max(1, round(ROUND_SECONDS / seconds(call, 1))) for name, call in candidates.items()}
-    rounds = [{name: seconds(call, repeats[name]) for name, call in candidates.items()} for _ in range(ROUNDS)]
+    once = {name: seconds(call, 1) for name, call in candidates.items()}
+    repeats = {name: max(1, round(ROUND_SECONDS / taken)) for name, taken in once.items()}
+    count = int(np.clip(COMPARE_SECONDS / sum(repeats[name] * once[name] for name in once), 3, ROUNDS))
+    rounds = [{name: seconds(call, repeats[name]) for name, call in candidates.items()} for _ in range(count)]
     low, median, high = np.quantile(pd.DataFrame(rounds), [0.25, 0.5, 0.75], axis=0)
     return pd.DataFrame({"median_s": median, "low_s": low, "high_s": high}, index=list(candidates))
 
@@ -57,10 +63,18 @@ def matmul_flops() -> float:
     return 2 * size**3 / float(compare({"matmul": partial(torch.mm, one, two)}).median_s["matmul"])
 
 
+def device_name() -> str:
+    """What was measured: the GPU, or the processor and the threads used of it."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    about = Path("/proc/cpuinfo")
+    found = re.search("model name\\s*: (.*)", about.read_text()) if about.exists() else None
+    return f"{found[1] if found else platform.processor()}, {torch.get_num_threads()} threads"
+
+
 def save(name: str, table: pd.DataFrame) -> None:
     """Write a table of results/ with its stamp, and print it."""
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    stamp = records.stamp(root=ROOT, device=device, seed=0, data_fingerprint="", phantom=True, profile=PRESET)
+    stamp = records.stamp(root=ROOT, device=device_name(), seed=0, data_fingerprint="", phantom=True, profile=PRESET)
     records.write_table(BENCHMARKS / f"bench_{name}_{DEVICE.type}.csv", table, stamp)
     print(table.to_string(index=False), flush=True)
 
@@ -68,5 +82,5 @@ def save(name: str, table: pd.DataFrame) -> None:
 def settings() -> tuple[dict, tuple[int, int], str]:
     """The denoiser's arguments, the slice's height and width, and the precision that are measured."""
     profile = load_profile(PRESET)["03_train_ddpm"]
-    size = (128, 192) if PRESET == "paper" else (88, 64)
+    size = (192, 128) if PRESET == "paper" else (88, 64)
     return profile["network"], size, fast_precision(DEVICE)

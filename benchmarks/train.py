@@ -13,6 +13,8 @@ from pdlib.training import Fit, SliceBank, build_optimizer, diffusion_objective,
 from pdlib.workflow import load_profile
 
 OBJECTIVE = diffusion_objective(DIFFUSION, T)
+UPDATES = 5  # before the losses are compared: the first is that of a network whose last layer is zero
+TOLERANCE = 0.05  # of a loss after so many updates, half the precision
 
 
 class Ours:
@@ -20,7 +22,7 @@ class Ours:
 
     def __init__(self, bank: SliceBank, fit: Fit, precision: str):
         torch.manual_seed(0)
-        plain = GuidedUNet(**settings()[0]).to(DEVICE)
+        plain = GuidedUNet(**settings()[0]).to(DEVICE, memory_format=torch.channels_last)
         self.fit, self.average, self.step = fit, copy.deepcopy(plain).requires_grad_(False), 0
         self.fabric = Fabric(accelerator="auto", devices=1, precision=precision)
         self.bank = bank.to(DEVICE)
@@ -34,7 +36,7 @@ class Ours:
 
 
 class Plain:
-    """The same update, a tensor at a time: data on the CPU, Adam and the averaged weights in loops."""
+    """The same update as one would write it: data on the CPU, torch's Adam, the averaged weights in a loop."""
 
     def __init__(self, bank: SliceBank, fit: Fit, precision: str):
         torch.manual_seed(0)
@@ -42,7 +44,7 @@ class Plain:
         self.average, self.step = copy.deepcopy(self.network).requires_grad_(False), 0
         self.bank, self.fit, self.half = bank, fit, precision == "bf16-mixed"
         how = {"lr": fit.learning_rate, "betas": fit.betas, "weight_decay": fit.weight_decay}
-        self.optimizer = torch.optim.Adam(self.network.parameters(), **how, foreach=False)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), **how)
 
     def __call__(self) -> torch.Tensor:
         batch = self.bank.draw(self.step, 0, self.fit)
@@ -68,11 +70,12 @@ def main() -> None:
     images = [torch.randn(2, *size, generator=generator) for _ in range(200)]
     bank = SliceBank(images, [(image[:1] > 2).float() for image in images])
     candidates = {"plain loop": Plain(bank, fit, precision), "pdlib": Ours(bank, fit, precision)}
-    first = {name: call() for name, call in candidates.items()}
-    times = compare(candidates)
-    table = times.rename_axis("system").reset_index()
+    losses = {name: [call() for _ in range(UPDATES)][-1] for name, call in candidates.items()}
+    errors = {name: relative_error(loss, losses["plain loop"]) for name, loss in losses.items()}
+    times = compare({name: call for name, call in candidates.items() if errors[name] <= TOLERANCE})
+    table = times.reindex(list(candidates)).rename_axis("system").reset_index()
     table["images_per_s"] = fit.batch_size / table.median_s
-    table["error"] = [relative_error(first[name], first["plain loop"]) for name in table.system]
+    table["error"] = list(errors.values())
     table["precision"], table["batch"] = precision, fit.batch_size
     save("train", table)
 

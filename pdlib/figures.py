@@ -367,7 +367,8 @@ def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> Figure:
     base = ops[ops.candidate == "reference"].set_index(key).median_s.rename("base")
     beside = ops[ops.candidate != "reference"].join(base, on=key).dropna(subset="median_s").iloc[::-1]
     names = beside.op + " " + beside["shape"] + " " + beside.dtype + ", " + beside.candidate
-    right.barh(names, beside.base / beside.median_s, color=beside.candidate.map({"pdlib": "C0"}).fillna("0.7"))
+    ratio, colours = beside.base / beside.median_s, beside.candidate.map({"pdlib": "C0"}).fillna("0.7")
+    right.barh(names, ratio - 1, left=1, color=colours)
     right.axvline(1, color="0.3", lw=0.6)
     right.set_xscale("log")
     right.set_xlabel("times as fast as the reference")
