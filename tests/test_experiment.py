@@ -18,10 +18,11 @@ from pdlib.training import read_weights
 
 
 class Calls:
-    """Images that networks were called on, counted at the networks themselves."""
+    """Images that networks were called on, counted at the networks themselves: on the CPU, for replays call none."""
 
     def __init__(self, monkeypatch):
         self.images = 0
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         denoise, call = PreparedDenoiser.__call__, slices_module.call
 
         def counted_denoise(network, x, t):

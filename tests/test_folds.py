@@ -8,7 +8,7 @@ import pytest
 
 from pdlib import records, tables, workflow
 from pdlib.methods import SCORED
-from pdlib.paths import ROOT, Layout, layout
+from pdlib.paths import ROOT, Layout, layout, measured_devices
 from pdlib.pooling import gap_names, name_by_gap, pool
 
 FOLDS = pd.DataFrame({"subject": ["a", "b", "c", "d", "e"], "fold": [0, 0, 0, 1, 2]})
@@ -77,7 +77,9 @@ def test_folds_are_pooled_when_every_one_of_them_has_its_scores(tmp_path):
 
 def test_another_fold_is_a_graph_of_its_own_on_the_same_data(tmp_path):
     place = layout("smoke", str(tmp_path), fold=1)
-    for path in (place.done("01_prepare_data"), place.cases, place.folds):
+    shared = [place.done("01_prepare_data"), place.cases, place.folds, place.done("09_read_the_kernels")]
+    speeds = [f"speed_{device}.{kind}" for device in measured_devices() for kind in ("png", "pdf")]
+    for path in (*shared, *(place.shared.figures / name for name in speeds)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     lines = dry_run(tmp_path, "fold=1").stdout.splitlines()
