@@ -75,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--flair", type=Path, required=True, help="NIfTI, bias-corrected")
     one.add_argument("--t1", type=Path, required=True, help="NIfTI on the FLAIR's grid")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    one.add_argument("--weights", type=Path, metavar="DIR", help="trained networks (default: those of the last run)")
+    one.add_argument(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="trained networks (default: those of the last run in the repository)",
+    )
     one.add_argument("--brain-mask", type=Path, metavar="FILE", help="NIfTI on the FLAIR's grid: nonzero is brain")
     one.set_defaults(command=segment)
     return parser

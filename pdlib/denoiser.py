@@ -28,7 +28,7 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """Group normalisation in float32, and SiLU unless `silu` is off; dtype and layout stay."""
+    """Group normalisation, its moments in float32, and SiLU unless `silu` is off; dtype and layout stay."""
 
     def __init__(self, channels: int, silu: bool = True):
         super().__init__(NORM_GROUPS, channels)
@@ -260,7 +260,7 @@ class PreparedDenoiser:
     Args:
         network: a copy of it is prepared.
         steps: indices 0 to steps - 1 can be asked for.
-        precision: "bf16-mixed" computes in bfloat16 (normalisation in float32), "32-true" in float32.
+        precision: "bf16-mixed" computes in bfloat16 (norms as `ops.group_norm_silu` says), "32-true" in float32.
     """
 
     @torch.no_grad()

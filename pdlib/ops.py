@@ -1,8 +1,9 @@
 """The ops of the chain: arguments are checked here, once, and the implementation is chosen here and nowhere else.
 
-Tensors on a GPU go to the Triton kernels where there is Triton, all others to the references (a norm of bfloat16 on a
-CPU also to torch's own); with TRITON_INTERPRET=1 in the environment, Triton's interpreter runs the kernels anywhere (a
-check, and slow).
+`q_sample_start`, `reverse_step_`, `group_norm_silu` (channels-last), `ensemble_moments` and `overlap_counts` take
+their Triton kernels for tensors on a GPU where there is Triton. All else takes the references, and a norm of bfloat16
+on a CPU also torch's own. With TRITON_INTERPRET=1 in the environment, Triton's interpreter runs the kernels anywhere
+(a check, and slow).
 """
 
 import importlib.util

@@ -35,10 +35,9 @@ def numbers(place: Layout) -> str:
         f"torch {stamp['packages']['torch']}, seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
     )
     claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip() + "\n\n" + _verdicts(place)
-    one, sites, two, truncation, agreement = (
-        _brief(place, name) for name in ("table1", "table1_by_site", "table2", "truncation", "agreement")
-    )
-    parts = (source, claims, one, first, sites, two, second, truncation, agreement, *speeds())
+    one, sites, two = (_brief(place, name) for name in ("table1", "table1_by_site", "table2"))
+    others = (_brief(place, name) for name in ("truncation", "fundus", "fewer_calls", "agreement"))
+    parts = (source, claims, one, first, sites, two, second, *others, *speeds())
     return "\n\n".join(part.strip() for part in parts)
 
 

@@ -9,7 +9,7 @@
 | ADDPM        | preseg, diffused to T' - 1         | one_step: stop at t_stop, one call of another network |
 | x0 jump      | preseg, diffused to T' - 1         | x0_jump: predicted x_start after one call          |
 
-PD-DDPM is ES-DDPM (Lyu 2022) with a deterministic segmenter for the generator: the two rows differ in that word alone.
+PD-DDPM is ES-DDPM (Lyu 2022) with a deterministic segmenter for the generator: the chains differ in that word alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Chain:
         start: a key of STARTS.
         finish: a key of FINISHES.
         t_prime: COUNT of steps; the chain starts at index t_prime - 1.
-        stride: visit every stride-th index only (1 visits all).
+        stride: visit about every stride-th index, evenly spaced, first and last among them (1 visits all).
         step: "ddpm" (ancestral), "ddim" or "dpm_solver" (DPM-Solver++(2M), deterministic).
         eta: DDIM's noise level, unused by the others.
         convention: "consistent" diffuses the start to index t_prime - 1, where the first call is made;

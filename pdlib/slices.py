@@ -38,7 +38,7 @@ def call(network: Callable[..., Tensor], precision: str, on_call: OnBatch, x: Te
 
 @dataclass(frozen=True)
 class Timed:
-    """A prediction with its cost: network calls per image and the seconds spent."""
+    """A prediction with its cost: network calls per image (and member, of several) and the seconds spent."""
 
     values: np.ndarray
     calls: int

@@ -12,7 +12,7 @@ from pdlib.denoiser import PreparedDenoiser
 from pdlib.noise import Streams
 from pdlib.ops import StepTable
 
-GRAPHS = 4  # captured steps that a denoiser keeps, those of its latest shapes
+GRAPHS = 4  # captured steps that a denoiser keeps, those of the shapes captured last
 Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C or 2C, H, W]
 
 
