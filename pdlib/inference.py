@@ -184,24 +184,30 @@ def build_diffusion(*, schedule: dict, codec: str, prediction: str) -> Diffusion
     return Diffusion(build_schedule(**schedule), build_codec(codec), prediction)
 
 
+PROBES = 20  # tries of each precision, some milliseconds each
+
+
 @cache
 def fast_precision(device: torch.device) -> str:
     """ "bf16-mixed" where this device convolves at least a quarter faster in bfloat16, else "32-true".
 
-    A processor without bfloat16 in hardware imitates it, several times slower than float32: it is measured, once. A
-    GPU says whether it has it; on one a convolution short enough for a probe would measure its launch.
+    A processor without bfloat16 in hardware imitates it, several times slower than float32: it is measured, once, by
+    the quickest of many tries in turns, for whatever else the machine does must not decide. A GPU says whether it has
+    it; on one a convolution short enough for a probe would measure its launch.
     """
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
-    def seconds(dtype: torch.dtype) -> float:
+    def timer(dtype: torch.dtype) -> Timer:
         x = torch.ones(4, 64, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         weight = torch.ones(64, 64, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         used = {"conv2d": F.conv2d, "x": x, "weight": weight}
-        timer = Timer("conv2d(x, weight)", globals=used, num_threads=torch.get_num_threads())
-        return timer.blocked_autorange(min_run_time=0.05).median
+        return Timer("conv2d(x, weight)", globals=used, num_threads=torch.get_num_threads())
 
-    return "bf16-mixed" if 1.25 * seconds(torch.bfloat16) < seconds(torch.float32) else "32-true"
+    timers = [timer(dtype) for dtype in (torch.bfloat16, torch.float32)]
+    tries = [[one.timeit(2).mean for one in timers] for _ in range(PROBES)]
+    half, full = (min(seconds) for seconds in zip(*tries, strict=True))
+    return "bf16-mixed" if 1.25 * half < full else "32-true"
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
