@@ -12,16 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.step import LIBRARIES, SCHEDULE, TOLERANCE, library_chain, randomise
+from benchmarks.step import DIFFUSION, LIBRARIES, SCHEDULE, TOLERANCE, library_chain, randomise
 from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
 from pdlib import noise, records
-from pdlib.codec import build_codec
 from pdlib.denoiser import GuidedUNet, PreparedDenoiser
 from pdlib.paths import BENCHMARKS
-from pdlib.sampler import Chain, Diffusion
+from pdlib.sampler import Chain
 from pdlib.slices import sample_slices
 
-DIFFUSION = Diffusion(SCHEDULE, build_codec("zero_one"), "eps")
 SLICES = 83 if PRESET == "paper" else 8
 BASE = Chain("preseg", "run_to_zero", 300, 10 if PRESET == "paper" else 100, "ddim", 1.0, "consistent")
 MEMBERS = 5 if PRESET == "paper" else 2
