@@ -60,12 +60,14 @@ class Run:
 
     @property
     def autocast(self) -> str:
-        """The precision with "auto" resolved for this device."""
-        return inference.fast_precision(self.device) if self.precision == "auto" else self.precision
+        """The precision with "auto" resolved for this device; a CPU's was measured once, for all jobs of the run."""
+        if self.precision != "auto":
+            return self.precision
+        return self.data["cpu_precision"] if self.device.type == "cpu" else inference.fast_precision(self.device)
 
     @property
     def data(self) -> dict:
-        """What the first notebook recorded: root, fingerprint, clip_percentiles, phantom (bool)."""
+        """What the first notebook recorded: root, fingerprint, clip_percentiles, phantom (bool), cpu_precision."""
         return json.loads(self.place.cases.read_text(encoding="utf-8"))
 
     def subjects(self, split: str) -> list[str]:

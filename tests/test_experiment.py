@@ -99,6 +99,13 @@ def test_weights_of_other_subjects_are_refused(trained, split):
         experiment.starts(trained.run, trained.preseg, trained.run.subjects("test")[0], 1)
 
 
+def test_a_run_keeps_the_precision_it_measured_whatever_a_later_measurement_says(trained, monkeypatch):
+    monkeypatch.setattr(inference, "fast_precision", lambda device: "bf16-mixed")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert replace(trained.run, precision="auto").autocast == "32-true"
+    assert replace(trained.run, precision="16-mixed").autocast == "16-mixed"
+
+
 def test_training_slices_are_those_of_the_training_subjects(networks):
     run = networks.run
     bank = run.training_slices()
