@@ -92,8 +92,11 @@ def score_rows(
     )
 
 
-def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) -> None:
+def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) -> pd.DataFrame:
     """Write frame to path (CSV), and its stamp with the table's SHA-256 to `<name>.stamp.json` beside it.
+
+    Returns the kept table, its rows in the order given: a rank may turn on a digit that is not kept, so what is
+    computed from the table in memory has to stand on this one.
 
     Known columns come first in the order of COLUMNS, the others by name; floats keep six significant digits, NaN is an
     empty field. Score rows (all of COLUMNS) are sorted, so that jobs finishing in another order write the same bytes;
@@ -101,12 +104,13 @@ def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) ->
     """
     path = Path(path)
     known = [column for column in COLUMNS if column in frame]
-    frame = _typed(frame)[known + sorted(set(frame) - set(known))]
+    frame = _typed(frame.reset_index(drop=True))[known + sorted(set(frame) - set(known))]
     if _are_scores(frame):
         frame = frame.sort_values(list(KEY), kind="stable")
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     _replace(path, text)
     _replace(_stamp_path(path), json.dumps({**stamp, "sha256": _sha256(text)}, indent=2, sort_keys=True) + "\n")
+    return read_table(path).set_axis(frame.index).sort_index()
 
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:

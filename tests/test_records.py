@@ -54,6 +54,13 @@ def test_a_table_survives_the_disk_and_its_order(tmp_path):
     )
 
 
+def test_what_goes_on_in_memory_is_what_was_kept_in_the_order_given(tmp_path):
+    given = pd.concat([rows(subject="Utrecht/9", dice=0.123456789), rows(subject="Utrecht/7", dice=0.1234567)])
+    kept = write_table(tmp_path / "a.csv", given, STAMP)
+    assert kept.index.tolist() == [0, 1, 2, 3] and kept.subject.tolist() == given.subject.tolist()
+    assert kept[kept.metric == "dice"].value.tolist() == [0.123457, 0.123457]
+
+
 def test_a_table_of_another_kind_keeps_its_order(tmp_path):
     write_table(tmp_path / "t.csv", pd.DataFrame({"row": ["b", "a"], "nfe": [1.5, np.nan]}), STAMP)
     assert (tmp_path / "t.csv").read_text() == "nfe,row\n1.5,b\n,a\n"
