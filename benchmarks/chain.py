@@ -49,7 +49,6 @@ def volume(denoise, size: tuple[int, int], chain: Chain, members: int) -> np.nda
         chain=chain,
         diffusion=DIFFUSION,
         one_step=None,
-        device=DEVICE,
         batch_size=BATCH,
         precision="32-true",
         on_batch=lambda images: None,

@@ -148,7 +148,6 @@ def sample_members(
         chain=chain,
         diffusion=diffusion,
         one_step=one_step,
-        device=denoise.device,
         batch_size=batch_size,
         precision=precision,
         on_batch=on_batch,

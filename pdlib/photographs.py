@@ -53,7 +53,6 @@ def photograph_members(
         chain=chain,
         diffusion=diffusion,
         one_step=OneStep(networks["one_step"], chain.t_stop, mask_only=False) if chain.t_stop else None,
-        device=denoiser.device,
         **how,
     )
     calls = begun.calls + ensemble_size * drawn.calls

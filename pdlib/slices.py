@@ -83,7 +83,6 @@ def sample_slices(
     chain: Chain,
     diffusion: Diffusion,
     one_step: OneStep | None,
-    device: torch.device,
     batch_size: int,
     precision: str,
     on_batch: OnBatch,
@@ -96,12 +95,12 @@ def sample_slices(
         start: what the chain starts from, [1, N, C, H, W] for all members or [E, N, C, H, W].
         streams: [E, N].
         one_step: the last network of a chain that stops before the end.
-        device: where the networks are.
         precision: of the last network; a denoiser has been prepared for its own.
     """
     started = time.perf_counter()
     size, count = streams.keys.shape
     row, place = torch.cartesian_prod(torch.arange(count), torch.arange(size)).unbind(dim=1)
+    device = denoise.device
     if device.type == "cuda":
         batch_size = min(batch_size, _rows_that_fit(denoise, torch.cat([image[:1], start[0, :1]], dim=1).to(device)))
     calls = Calls(on_batch)

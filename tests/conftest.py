@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 
 from pdlib import experiment, records
 from pdlib.data import splits, wmh
+from pdlib.denoiser import GuidedUNet
 from pdlib.inference import BUILDERS, build_diffusion
 from pdlib.paths import Layout
 from pdlib.sampler import Chain
@@ -169,6 +170,7 @@ def networks(tmp_path_factory) -> Trained:
     records.write_table(place.folds, splits.make_folds(table, folds=3, seed=0), stamp)
     place.runs.mkdir(parents=True)
     summary = {"root": str(root), "fingerprint": fingerprint, "clip_percentiles": list(CLIP), "phantom": True}
+    summary["cpu_precision"] = "32-true"
     place.cases.write_text(json.dumps(summary), encoding="utf-8")
     made = Trained(place, DIFFUSION, SAMPLING)
     train(made)
@@ -240,6 +242,16 @@ def volume() -> wmh.Volume:
     mask = (rng.random(brain.shape) < 0.1).astype(np.uint8) * brain
     grid = wmh.Grid((14, 11, 6), affine(), nib.Nifti1Header())
     return wmh.Volume(image, brain, mask, brain & ~brain, (3.0, 4.0, 4.8), grid)
+
+
+@pytest.fixture(scope="session")
+def random_network() -> GuidedUNet:
+    """A denoiser without zeros that also says how large the variance is."""
+    torch.manual_seed(0)
+    network = GuidedUNet(**DENOISER | {"out_channels": 2})
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network.requires_grad_(False)
 
 
 def rows(method, values, metric="dice", **about):

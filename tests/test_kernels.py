@@ -1,5 +1,6 @@
 """Every kernel against its reference under Triton's interpreter (or on the GPU, where there is one)."""
 
+import copy
 import math
 import os
 from dataclasses import replace
@@ -13,7 +14,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from pdlib import noise, ops, reference  # noqa: E402
 from pdlib.codec import build_codec  # noqa: E402
-from pdlib.denoiser import GuidedUNet, PreparedDenoiser  # noqa: E402
+from pdlib.denoiser import PreparedDenoiser  # noqa: E402
 from pdlib.kernels import ensemble_stats, group_norm_silu, overlap_counts, p_sample, q_sample  # noqa: E402
 from pdlib.sampler import Chain, Diffusion, sample  # noqa: E402
 from pdlib.schedule import build_schedule, step_weights  # noqa: E402
@@ -213,16 +214,9 @@ def test_group_norm_silu_is_an_operator_with_gradients(residual):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
-def small_network():
-    """A network without zeros that also says how large the variance is."""
-    torch.manual_seed(0)
-    network = GuidedUNet(
-        in_channels=3, out_channels=2, model_channels=32, channel_mult=[1, 1], num_res_blocks=1,
-        attention_downsample=[], num_heads=1, scale_shift=False, dropout=0.0,
-    )  # fmt: skip
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return PreparedDenoiser(network.to(DEVICE), 1000, "32-true")
+@pytest.fixture
+def small_denoiser(random_network):
+    return PreparedDenoiser(copy.deepcopy(random_network).to(DEVICE), 1000, "32-true")
 
 
 def stand_in(x, t):
@@ -273,20 +267,20 @@ def test_a_chain_on_the_kernels_is_the_chain_of_the_references(step, eta):
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize(("step", "eta"), [("ddpm", 1.0), ("ddim", 1.0)])
-def test_a_captured_step_is_replayed_for_other_images(step, eta):
-    denoise, chain = small_network(), Chain("preseg", "run_to_zero", 300, 60, step, eta, "consistent")
+def test_a_captured_step_is_replayed_for_other_images(small_denoiser, step, eta):
+    chain = Chain("preseg", "run_to_zero", 300, 60, step, eta, "consistent")
     for images, one in ((3, chain), (2, chain), (3, replace(chain, t_prime=100)), (3, chain)):
-        hold_chain_against_references(denoise, one, images)
-    assert len(denoise.graphs) == 2 and all(denoise.graphs.values())
+        hold_chain_against_references(small_denoiser, one, images)
+    assert len(small_denoiser.graphs) == 2 and all(small_denoiser.graphs.values())
 
 
-def test_a_network_on_the_kernels_says_what_it_says_on_the_references(monkeypatch):
-    denoise, x = small_network(), torch.randn(1, 3, 4, 2, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+def test_a_network_on_the_kernels_says_what_it_says_on_the_references(small_denoiser, monkeypatch):
+    x = torch.randn(1, 3, 4, 2, generator=torch.Generator().manual_seed(3)).to(DEVICE)
     t = torch.tensor([7], device=DEVICE)
     with torch.inference_mode():
-        found = denoise(x, t)
+        found = small_denoiser(x, t)
         monkeypatch.setattr(ops, "fused", lambda x: False)
-        torch.testing.assert_close(found, denoise(x, t), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found, small_denoiser(x, t), atol=1e-4, rtol=1e-4)
     assert found.std() > 0.01
 
 

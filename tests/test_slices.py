@@ -23,6 +23,8 @@ MEMBERS, IMAGES, CLASSES = 2, 3, 2
 class Mixing(nn.Conv2d):
     """A network that looks around each pixel at every channel, and at the index or the stream where it is given one."""
 
+    device = torch.device("cpu")
+
     def forward(self, x, about=None):
         value = about.members if isinstance(about, Streams) else 0 if about is None else about
         return super().forward(x) + 0.01 * torch.as_tensor(value).reshape(-1, 1, 1, 1)
@@ -59,7 +61,6 @@ def test_members_of_two_classes_are_those_of_hand_written_calls(batch, chain, ca
         chain=chain,
         diffusion=DIFFUSION,
         one_step=OneStep(last, chain.t_stop, False),
-        device=torch.device("cpu"),
         batch_size=batch_size,
         precision="32-true",
         on_batch=shown.append,
@@ -104,7 +105,6 @@ def test_a_last_network_that_sees_no_image_sees_every_class(batch):
         chain=replace(ADDPM, t_stop=6),
         diffusion=DIFFUSION,
         one_step=OneStep(nn.Identity(), 6, True),
-        device=torch.device("cpu"),
         batch_size=4,
         precision="32-true",
         on_batch=lambda images: None,

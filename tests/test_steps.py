@@ -7,7 +7,7 @@ import torch
 
 from pdlib import noise, slices, steps
 from pdlib.codec import build_codec
-from pdlib.denoiser import GuidedUNet, PreparedDenoiser
+from pdlib.denoiser import PreparedDenoiser
 from pdlib.sampler import Chain, Diffusion, sample
 from pdlib.schedule import build_schedule
 
@@ -17,27 +17,15 @@ DIFFUSION = Diffusion(
 CHAIN = Chain("preseg", "run_to_zero", 300, 60, "ddpm", 1.0, "consistent")
 
 
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    made = GuidedUNet(
-        in_channels=3, out_channels=2, model_channels=32, channel_mult=[1, 1], num_res_blocks=1,
-        attention_downsample=[], num_heads=1, scale_shift=False, dropout=0.0,
-    )  # fmt: skip
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return made
+@pytest.fixture
+def plain(random_network):
+    return PreparedDenoiser(random_network, 1000, "32-true")
 
 
 @pytest.fixture
-def plain(network):
-    return PreparedDenoiser(network, 1000, "32-true")
-
-
-@pytest.fixture
-def denoise(network):
+def denoise(random_network):
     """One that believes it is on a GPU."""
-    made = PreparedDenoiser(network, 1000, "32-true")
+    made = PreparedDenoiser(random_network, 1000, "32-true")
     made.device = torch.device("cuda")
     return made
 
