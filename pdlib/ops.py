@@ -1,8 +1,8 @@
 """The ops of the chain: arguments are checked here, once, and the implementation is chosen here and nowhere else.
 
 `q_sample_start`, `reverse_step_`, `group_norm_silu` (channels-last), `ensemble_moments` and `overlap_counts` take
-their Triton kernels for tensors on a GPU where there is Triton. All else takes the references, and a norm of bfloat16
-on a CPU also torch's own. With TRITON_INTERPRET=1 in the environment, Triton's interpreter runs the kernels anywhere
+their Triton kernels for tensors on a GPU where there is Triton. All else takes the references, and a norm of large
+images on a CPU `cpu_norm`. With TRITON_INTERPRET=1 in the environment, Triton's interpreter runs the kernels anywhere
 (a check, and slow).
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pdlib import noise, reference
+from pdlib import cpu_norm, noise, reference
 from pdlib.codec import MaskCodec
 from pdlib.noise import Streams
 from pdlib.schedule import Schedule, step_weights
@@ -23,9 +23,7 @@ from pdlib.schedule import Schedule, step_weights
 PREDICTIONS = ("eps", "v", "x_start")
 WEIGHTED_STEPS = ("ddpm", "ddim")
 VOTES = ("soft", "majority")
-HALF_NORM_PIXELS = (
-    1024  # from here on torch's norm of bfloat16 beats a detour over float32 on a CPU (benchmarks/ops.py)
-)
+CPU_NORM_PIXELS = 1024  # from here on `cpu_norm` is quicker than the reference (benchmarks/ops.py)
 _TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -217,7 +215,7 @@ def group_norm_silu(
     """Group normalisation of x + residual + shift, then SiLU if asked for, and x + residual (without one x itself).
 
     x, residual: [N, C, H, W], shift: [N, C]; moments and normalisation in float32, the dtype stays. On a CPU large
-    images of bfloat16 take torch's own norm, unless a gradient is wanted: it rounds once more, and is quicker.
+    images of bfloat16 are rounded once more before SiLU where no gradient is wanted.
     """
     rows, channels = x.shape[:2]
     if channels % groups:
@@ -227,7 +225,8 @@ def group_norm_silu(
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
-    if fused(x) and x.is_contiguous(memory_format=torch.channels_last):
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    if fused(x) and channels_last:
         from pdlib.kernels.group_norm_silu import group_norm_silu as kernel
 
         if residual is not None:
@@ -236,12 +235,14 @@ def group_norm_silu(
             shift = shift.contiguous()
         y, total, *_ = kernel(x, weight, bias, groups, eps, silu, shift, residual)
         return y, x if residual is None else total
-    plain = x.is_cuda or x.dtype == torch.float32 or torch.is_grad_enabled()
-    if plain or x.shape[2] * x.shape[3] < HALF_NORM_PIXELS:
+    large = x.device.type == "cpu" and channels_last and x.shape[2] * x.shape[3] >= CPU_NORM_PIXELS
+    learned = torch.is_grad_enabled()
+    if not large or (x.dtype == torch.float32 and not learned):
         return reference.group_norm_silu(x, weight, bias, groups, eps, silu, shift, residual)
     total = x if residual is None else x + residual
-    y = F.group_norm(total if shift is None else total + shift[:, :, None, None], groups, weight, bias, eps)
-    return F.silu(y, inplace=True) if silu else y, total
+    h = total if shift is None else total + shift[:, :, None, None]
+    norm = cpu_norm.LearnedNorm.apply if learned else cpu_norm.rounded
+    return norm(h, weight, bias, groups, eps, silu), total
 
 
 def ensemble_moments(members: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

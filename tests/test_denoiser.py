@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -304,6 +306,38 @@ def test_a_large_image_s_norm_in_half_precision_is_near_the_reference(with_resid
     assert torch.equal(total, joined) and not torch.equal(y, expected), "two ways"
     torch.testing.assert_close(y, expected, atol=2e-2, rtol=1.6e-2)
     assert torch.equal(ops.group_norm_silu(x, weight, bias, **arguments)[0], expected), "and one for training"
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("channels", [64, 96])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_large_image_s_norm_learns_as_float64_does(dtype, tolerance, channels, silu):
+    generator = torch.Generator().manual_seed(5)
+    draw = partial(torch.randn, generator=generator)
+    x, residual, dy, dtotal = (draw(3, channels, 33, 47) + mean for mean in (2, 0, 0, 0))
+    arguments = {"x": x, "weight": draw(channels), "bias": draw(channels), "shift": draw(3, channels)}
+    arguments |= {"residual": residual}
+    images = {"x", "shift", "residual"}
+    rounded = {name: value.to(dtype if name in images else torch.float32) for name, value in arguments.items()}
+
+    def gradients(norm, leaves, dtype):
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+        y, total = norm(**leaves)
+        torch.autograd.backward([y, total], [dy.to(dtype), dtotal.to(dtype)])
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    def exact(x, weight, bias, shift, residual):
+        total = x + residual
+        y = torch.nn.functional.group_norm(total + shift[:, :, None, None], 32, weight, bias, 1e-5)
+        return torch.nn.functional.silu(y) if silu else y, total
+
+    def mine(x, weight, bias, shift, residual):
+        x = x.contiguous(memory_format=torch.channels_last)
+        return ops.group_norm_silu(x, weight, bias, groups=32, eps=1e-5, silu=silu, shift=shift, residual=residual)
+
+    expected = gradients(exact, {name: value.double() for name, value in rounded.items()}, torch.float64)
+    for name, got in gradients(mine, rounded, dtype).items():
+        assert (got - expected[name]).norm() <= tolerance * expected[name].norm(), name
 
 
 def test_attention_can_leave_the_middle():
