@@ -85,44 +85,54 @@ def test_q_sample_writes_the_diffused_mask_into_the_last_channels(dtype, shape, 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("prediction", "step", "eta", "learned"),
+    ("prediction", "step", "eta", "learned", "classes"),
     [
-        ("eps", "ddpm", 1.0, False),
-        ("eps", "ddpm", 1.0, True),
-        ("v", "ddim", 0.0, False),
-        ("x_start", "ddim", 1.0, False),
+        ("eps", "ddpm", 1.0, False, 1),
+        ("eps", "ddpm", 1.0, True, 2),
+        ("v", "ddim", 0.0, False, 2),
+        ("x_start", "ddim", 1.0, False, 1),
     ],
 )
-def test_p_sample_steps_in_place(dtype, shape, prediction, step, eta, learned):
+def test_p_sample_steps_in_place(dtype, shape, prediction, step, eta, learned, classes):
     n, pairs, clamp = 3, [(999, 998), (300, 200), (0, -1)], (0.0, 1.0)
     weights = [step_weights(SCHEDULE, *pair, prediction=prediction, step=step, eta=eta) for pair in pairs]
     weights = torch.tensor(weights, device=DEVICE, dtype=torch.float32)
     steps = torch.tensor([t for t, _ in pairs], dtype=torch.int32, device=DEVICE)
-    state, output = torch.randn(n, 1, *shape).to(DEVICE, dtype), torch.randn(n, 1 + learned, *shape).to(DEVICE, dtype)
-    buffer, intact = guarded(n, 3, *shape, dtype=dtype, memory_format=torch.channels_last)
+    output = torch.randn(n, classes * (1 + learned), *shape).to(DEVICE, dtype, memory_format=torch.channels_last)
+    buffer, intact = guarded(n, 2 + classes, *shape, dtype=dtype, memory_format=torch.channels_last)
     buffer[:, :2] = 3.0
-    buffer[:, 2:] = state
+    buffer[:, 2:] = torch.randn(n, classes, *shape).to(DEVICE, dtype)
     for lines in ([0, 1, 2], [2, 2, 0]):
         parts = []
         for row, line in enumerate(lines):
             t, t_prev = pairs[line]
             x_t = buffer[row : row + 1, 2:].float()
-            said, *spread = output[row : row + 1].float().split(1, dim=1)
+            said, *spread = output[row : row + 1].float().split(classes, dim=1)
             x_start = reference.predict_x_start(prediction, said, x_t, t, SCHEDULE, clamp)
-            fresh = noise.normal(rows(n)[row : row + 1], t, 1, *shape) * (t_prev >= 0)
+            fresh = noise.normal(rows(n)[row : row + 1], t, classes, *shape) * (t_prev >= 0)
             if step == "ddpm":
                 parts.append(reference.p_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, *spread))
             else:
                 parts.append(reference.ddim_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, eta))
         expected, lines = torch.cat(parts), torch.tensor(lines, dtype=torch.int32, device=DEVICE)
-        fresh, spread = noise.normal(rows(n), steps[lines], 1, *shape), output[:, 1:].float() if learned else None
-        twin = reference.reverse_step(
-            buffer[:, 2:].float(), output[:, :1].float(), weights[lines], fresh, clamp, spread
-        )
+        said, *spread = output.float().split(classes, dim=1)
+        fresh = noise.normal(rows(n), steps[lines], classes, *shape)
+        twin = reference.reverse_step(buffer[:, 2:].float(), said, weights[lines], fresh, clamp, *spread)
         torch.testing.assert_close(twin, expected, **TOLERANCE[torch.float32])
         p_sample.p_sample_into(buffer[:, 2:], output, weights, steps, lines, rows(n), clamp)
         torch.testing.assert_close(buffer[:, 2:].float(), expected, **TOLERANCE[dtype])
     assert (buffer[:, :2] == 3).all() and intact()
+
+
+def test_a_network_s_nan_is_not_made_a_mask():
+    weights = torch.ones(1, 7, device=DEVICE)
+    state, output = torch.zeros(1, 1, 2, 3, device=DEVICE), torch.zeros(1, 1, 2, 3, device=DEVICE)
+    output[0, 0, 1, 2] = torch.nan
+    lines = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    p_sample.p_sample_into(state, output, weights, lines, lines, rows(1), (0.0, 1.0))
+    assert torch.equal(state.isnan(), output.isnan())
+    mean, variance, entropy, _ = ensemble_stats.ensemble_moments(state, 0.5)
+    assert all(torch.equal(found.isnan(), output[0].isnan()) for found in (mean, variance, entropy))
 
 
 NORMS = [
@@ -138,9 +148,18 @@ NORMS = [
 ]
 
 
+def test_moments_of_more_blocks_than_registers_hold(guards, monkeypatch):
+    monkeypatch.setattr(group_norm_silu, "TILE", 128)
+    hold_norm_against_float64(torch.float32, 96, (15, 17), True, True, True)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("channels", "shape", "shift", "residual", "silu"), NORMS)
 def test_group_norm_silu_and_its_gradients(guards, dtype, channels, shape, shift, residual, silu):
+    hold_norm_against_float64(dtype, channels, shape, shift, residual, silu)
+
+
+def hold_norm_against_float64(dtype, channels, shape, shift, residual, silu):
     n, groups, eps = 2, 32, 1e-5
     generator = torch.Generator().manual_seed(channels)
 

@@ -20,7 +20,8 @@ def _ensemble_stats_kernel(
         tl.zeros((BLOCK,), tl.int32),
     )
     for member in range(size):
-        value = tl.load(members_ptr + member * places + place, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(members_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        members_ptr += places
         away = value - mean
         mean += away / (member + 1)
         squares += away * (value - mean)
@@ -28,6 +29,7 @@ def _ensemble_stats_kernel(
     rest = 1.0 - mean
     entropy = tl.where(mean > 0.0, -mean * tl.log(tl.maximum(mean, 1e-37)), 0.0)
     entropy += tl.where(rest > 0.0, -rest * tl.log(tl.maximum(rest, 1e-37)), 0.0)
+    entropy = tl.where(mean == mean, entropy, mean)  # NaN stays NaN
     tl.store(mean_ptr + place, mean, mask=inside)
     tl.store(variance_ptr + place, squares / size, mask=inside)
     tl.store(entropy_ptr + place, entropy, mask=inside)

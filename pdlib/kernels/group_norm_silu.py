@@ -132,6 +132,15 @@ def _partial_moments_kernel(
 
 
 @triton.jit
+def _blocks(first, blocks, pixels, channel, known, channels, PIXELS_A_BLOCK: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Where the means of BLOCK_B blocks lie in an image's part of partial, and how many pixels each stands for."""
+    block = first + tl.arange(0, BLOCK_B)
+    counts = tl.minimum(pixels - block * PIXELS_A_BLOCK, PIXELS_A_BLOCK).to(tl.float32)[:, None]
+    counts = tl.where((block < blocks)[:, None] & known[None, :], counts, 0.0)
+    return block[:, None] * 2 * channels + channel[None, :], counts
+
+
+@triton.jit
 def _join_moments_kernel(
     partial_ptr,
     shift_ptr,
@@ -151,21 +160,25 @@ def _join_moments_kernel(
 ):
     """Moments of a group from those of its channels' blocks (Chan et al. 1979); a shift moves a channel's means."""
     image, group = tl.program_id(0), tl.program_id(1)
-    block, within = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_C)
+    within = tl.arange(0, BLOCK_C)
     channel = group * group_channels + within
     known = within < group_channels
-    valid = (block < blocks)[:, None] & known[None, :]
-    at = partial_ptr + (image * blocks + block)[:, None] * 2 * channels + channel[None, :]
-    means = tl.load(at, mask=valid, other=0.0)
-    squares = tl.load(at + channels, mask=valid, other=0.0)
+    partial_ptr += image * blocks * 2 * channels
+    shift = tl.zeros((BLOCK_C,), tl.float32)
     if SHIFT:
-        means += tl.load(shift_ptr + image * shift_stride + channel, mask=known, other=0.0).to(tl.float32)[None, :]
-    counts = tl.minimum(pixels - block * PIXELS_A_BLOCK, PIXELS_A_BLOCK).to(tl.float32)[:, None]
-    counts = tl.where(valid, counts, 0.0)
+        shift = tl.load(shift_ptr + image * shift_stride + channel, mask=known, other=0.0).to(tl.float32)
     count = pixels * group_channels
-    mean = tl.sum(tl.sum(counts * means, axis=1), axis=0) / count
-    away = means - mean
-    variance = tl.sum(tl.sum(tl.where(valid, squares + counts * away * away, 0.0), axis=1), axis=0) / count
+    total = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
+    for first in range(0, blocks, BLOCK_B):
+        at, counts = _blocks(first, blocks, pixels, channel, known, channels, PIXELS_A_BLOCK, BLOCK_B)
+        total += counts * (tl.load(partial_ptr + at, mask=counts > 0.0, other=0.0) + shift[None, :])
+    mean = tl.sum(tl.sum(total, axis=1), axis=0) / count
+    total = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
+    for first in range(0, blocks, BLOCK_B):
+        at, counts = _blocks(first, blocks, pixels, channel, known, channels, PIXELS_A_BLOCK, BLOCK_B)
+        away = tl.load(partial_ptr + at, mask=counts > 0.0, other=0.0) + shift[None, :] - mean
+        total += tl.load(partial_ptr + at + channels, mask=counts > 0.0, other=0.0) + counts * away * away
+    variance = tl.sum(tl.sum(total, axis=1), axis=0) / count
     tl.store(mean_ptr + image * groups + group, mean)
     tl.store(rstd_ptr + image * groups + group, 1.0 / tl.sqrt(variance + eps))
 
@@ -306,7 +319,7 @@ def forward(
     _join_moments_kernel[images, groups](
         partial, shift, stride, mean, rstd, pixels, channels, group_channels, groups, blocks, eps,
         SHIFT=flags["SHIFT"], PIXELS_A_BLOCK=tile["BLOCK_P"],
-        BLOCK_B=triton.next_power_of_2(blocks), BLOCK_C=group_block, num_warps=WARPS,
+        BLOCK_B=min(triton.next_power_of_2(blocks), TILE // group_block), BLOCK_C=group_block, num_warps=WARPS,
     )  # fmt: skip
     _apply_kernel[images, blocks](
         total, shift, stride, weight, bias, mean, rstd, y, pixels, channels, group_channels, groups,

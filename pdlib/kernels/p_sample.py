@@ -42,7 +42,8 @@ def _p_sample_kernel(
     at = row.to(tl.int64) * x_stride_row + channel * x_stride_channel + pixel * x_stride_pixel
     x_t = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     x_start = tl.load(weights) * x_t + tl.load(weights + 1) * output
-    x_start = tl.minimum(tl.maximum(x_start, low), high)
+    x_start = tl.maximum(x_start, low, propagate_nan=tl.PropagateNan.ALL)
+    x_start = tl.minimum(x_start, high, propagate_nan=tl.PropagateNan.ALL)
     x_prev = tl.load(weights + 2) * x_start + tl.load(weights + 3) * x_t
     sigma = tl.load(weights + 4)
     if sigma != 0.0:

@@ -1,4 +1,4 @@
-"""Diffuse a mask straight into the network's input, with the noise of each row's stream (twin: reference.q_sample)."""
+"""Diffuse a mask, if asked straight into the network's input, with each row's noise (twin: reference.q_sample)."""
 
 import triton
 import triton.language as tl
