@@ -220,7 +220,7 @@ def fit_network(
     fabric: Fabric,
     folder: Path,
     card: dict,
-    on_step: Callable[[int, float], None],
+    on_step: Callable[[int, Tensor], None],
 ) -> pd.DataFrame:
     """Train, validate the averaged weights, keep the best by the `select` metric (higher wins, the earlier on a tie).
 
@@ -228,7 +228,7 @@ def fit_network(
 
     Args:
         card: all that is needed to rebuild and use the network; stored in every weights file.
-        on_step: called after each update with (updates done, training loss).
+        on_step: called after each update with (updates done, training loss); reading the loss makes a GPU wait.
 
     Returns:
         The history: step, metric, value (a loss is its mean since the last validation).
@@ -245,14 +245,15 @@ def fit_network(
     average.to(fabric.device)
     bank = bank.to(fabric.device)
     network, optimizer = fabric.setup(network, optimizer)
-    losses: list[dict[str, float]] = []
+    losses: list[Losses] = []
     for step in range(done, fit.steps):
         batch = bank.draw(step, fabric.global_rank, fit)
         parts = update(network, average, objective, batch, optimizer, fit, fabric)
-        losses.append({name: part.item() for name, part in parts.items()})
+        losses.append({name: part.detach() for name, part in parts.items()})
         on_step(step + 1, sum(losses[-1].values()))
         if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
-            scores = {**pd.DataFrame(losses).mean(skipna=False).to_dict(), **validate(average)}
+            numbers = [{name: part.item() for name, part in parts.items()} for parts in losses]
+            scores = {**pd.DataFrame(numbers).mean(skipna=False).to_dict(), **validate(average)}
             losses.clear()
             history += [{"step": step + 1, "metric": metric, "value": value} for metric, value in scores.items()]
             if fabric.is_global_zero:

@@ -214,7 +214,7 @@ def test_only_the_best_is_kept_unless_asked(tmp_path):
 
 def test_history_holds_the_mean_loss_since_the_last_validation(tmp_path):
     losses = []
-    history = fit_small(tmp_path, on_step=lambda step, loss: losses.append(loss))
+    history = fit_small(tmp_path, on_step=lambda step, loss: losses.append(loss.item()))
     rows = history[history.metric == "train_loss"].set_index("step").value
     expected = {2: losses[0:2], 4: losses[2:4], 6: losses[4:6], 7: losses[6:]}
     assert rows.to_dict() == pytest.approx({step: np.mean(part) for step, part in expected.items()})
