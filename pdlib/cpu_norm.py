@@ -1,7 +1,7 @@
 """GroupNorm and SiLU of large channels-last images on a CPU (twin: reference.group_norm_silu).
 
-Two ways that measure quicker there than the reference (benchmarks/ops.py): torch's norm of bfloat16 as it is, which
-rounds once more, and a gradient in closed form, for torch's own walks over channels-last images slowly.
+Two ways that measure quicker there than the reference (benchmarks/ops.py): torch's norm in the image's own dtype, which
+rounds bfloat16 once more, and a gradient in closed form, for torch's own walks over channels-last images slowly.
 """
 
 import torch

@@ -260,7 +260,8 @@ class PreparedDenoiser:
     Args:
         network: a copy of it is prepared.
         steps: indices 0 to steps - 1 can be asked for.
-        precision: "bf16-mixed" computes in bfloat16 (norms as `ops.group_norm_silu` says), "32-true" in float32.
+        precision: "bf16-mixed" computes in bfloat16 (norms as `ops.group_norm_silu` says), "32-true" in float32;
+            KeyError for another.
     """
 
     @torch.no_grad()
@@ -268,7 +269,7 @@ class PreparedDenoiser:
         self.graphs: dict = {}  # on a GPU: its captured steps,
         self.pool = None  # the memory that these share, for one is replayed at a time,
         self.rows: dict = {}  # and how many rows of a shape its memory holds
-        self.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+        self.dtype = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}[precision]
         self.device = next(network.parameters()).device
         self.network = copy.deepcopy(network).eval()
         parts = self.network.modulations(torch.arange(steps, device=self.device))

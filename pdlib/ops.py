@@ -236,12 +236,11 @@ def group_norm_silu(
         y, total, *_ = kernel(x, weight, bias, groups, eps, silu, shift, residual)
         return y, x if residual is None else total
     large = x.device.type == "cpu" and channels_last and x.shape[2] * x.shape[3] >= CPU_NORM_PIXELS
-    learned = torch.is_grad_enabled()
-    if not large or (x.dtype == torch.float32 and not learned):
+    if not large:
         return reference.group_norm_silu(x, weight, bias, groups, eps, silu, shift, residual)
     total = x if residual is None else x + residual
     h = total if shift is None else total + shift[:, :, None, None]
-    norm = cpu_norm.LearnedNorm.apply if learned else cpu_norm.rounded
+    norm = cpu_norm.LearnedNorm.apply if torch.is_grad_enabled() else cpu_norm.rounded
     return norm(h, weight, bias, groups, eps, silu), total
 
 

@@ -103,7 +103,7 @@ def test_a_run_keeps_the_precision_it_measured_whatever_a_later_measurement_says
     monkeypatch.setattr(inference, "fast_precision", lambda device: "bf16-mixed")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert replace(trained.run, precision="auto").autocast == "32-true"
-    assert replace(trained.run, precision="16-mixed").autocast == "16-mixed"
+    assert replace(trained.run, precision="bf16-mixed").autocast == "bf16-mixed"
 
 
 def test_training_slices_are_those_of_the_training_subjects(networks):
