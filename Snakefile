@@ -55,10 +55,8 @@ def both(folder, *names):
     return [str(folder / name) for name in names]
 
 
-# A notebook as a job: OMP_NUM_THREADS is the job's, so that the same profile computes the same numbers anywhere. glibc
-# keeps large freed blocks instead of handing each back to the system: a tenth faster on the CPU.
-MEMORY = "MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592"
-ENVIRONMENT = f"{IN_WORKFLOW}=1 OMP_NUM_THREADS={{threads}} {MEMORY}"
+# A notebook as a job: OMP_NUM_THREADS is the job's, so that the same profile computes the same numbers anywhere.
+ENVIRONMENT = f"{IN_WORKFLOW}=1 OMP_NUM_THREADS={{threads}}"
 RUN = ENVIRONMENT + " {PYTHON} -m pdlib.workflow {params.name} {log:q} {params.parameters:q}"
 
 
