@@ -55,8 +55,8 @@ def volume(denoise, size: tuple[int, int], chain: Chain, members: int) -> np.nda
     ).values
 
 
-def library_volume(system: str, options: dict, size: tuple[int, int]) -> Callable[[], torch.Tensor]:
-    """The same by a library; ValueError where the network's answer is wrong in the library's quickest setting."""
+def library_volume(system: str, options: dict, size: tuple[int, int]) -> tuple[Callable[[], torch.Tensor], float]:
+    """The same by a library, and its network's error; ValueError where that is wrong in the quickest setting."""
     steps = records.read_table(BENCHMARKS / f"bench_step_{DEVICE.type}.csv")
     quickest = steps[steps.system == system].sort_values("median_s").setting.iloc[0]
     network = randomise(LIBRARIES[system](options))
@@ -66,7 +66,7 @@ def library_volume(system: str, options: dict, size: tuple[int, int]) -> Callabl
     error = relative_error(denoise(x, t), exact(x, t))
     if error > TOLERANCE:
         raise ValueError(f"{system} ({quickest}) is wrong by {error:.2g}")
-    return lambda: torch.cat([chain(image, state).cpu() for image, state in zip(*rows, strict=True)])
+    return lambda: torch.cat([chain(image, state).cpu() for image, state in zip(*rows, strict=True)]), error
 
 
 @torch.inference_mode()
@@ -97,16 +97,17 @@ def main() -> None:
     }
     for name, network in wide.items():
         cases["width", name] = (PreparedDenoiser(network, steps, precision), size, BASE, MEMBERS)
-    volumes = {key: partial(volume, *case) for key, case in cases.items()}
+    volumes, errors = {key: partial(volume, *case) for key, case in cases.items()}, {("as it is", "pdlib"): error}
     for system in LIBRARIES:
         cases["as it is", system] = (None, size, BASE, MEMBERS)
-        volumes["as it is", system] = library_volume(system, options, size)
+        volumes["as it is", system], errors["as it is", system] = library_volume(system, options, size)
     times = compare(volumes)
     rows = []
     for (question, value), (_, used, chain, members) in cases.items():
         calls = SLICES * members * len(chain.indices)
         about = {"question": question, "case": value, "t_prime": chain.t_prime, "ensemble_size": members}
         about |= {"height": used[0], "width": used[1], "calls": calls}
+        about["error"] = errors.get((question, value), float("nan"))  # of the members; of a library's network
         rows.append(about | dict(times.loc[[(question, value)]].iloc[0]))
     table = pd.DataFrame(rows)
     table["ms_per_call"] = 1e3 * table.median_s / table.calls

@@ -6,13 +6,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
-from pdlib import noise, ops, reference
-from pdlib.schedule import build_schedule
+from benchmarks.step import BATCH, SCHEDULE
+from benchmarks.timing import DEVICE, compare, relative_error, save, settings
+from pdlib import cpu_norm, noise, ops, reference
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
-SCHEDULE = build_schedule("cosine", steps=1000, offset=0.008, max_beta=0.999)
-BATCH = 80 if PRESET == "paper" else 16
 
 
 def norm_candidates(x, weight, bias, shift, residual):
@@ -26,12 +24,17 @@ def norm_candidates(x, weight, bias, shift, residual):
     def plain():
         return reference.group_norm_silu(x, weight, bias, **arguments)[0]
 
-    return {
+    def large():
+        norm = cpu_norm.LearnedNorm.apply if torch.is_grad_enabled() else cpu_norm.rounded
+        return norm(x + residual + shift[:, :, None, None], weight, bias, 32, 1e-5, True)
+
+    candidates = {
         "reference": plain,
         "reference, compiled": torch.compile(plain),
         "torch": library,
         "pdlib": lambda: ops.group_norm_silu(x, weight, bias, **arguments)[0],
     }
+    return candidates if DEVICE.type == "cuda" else candidates | {"as if large": large}
 
 
 def backward_candidates(x, weight, bias, shift, residual):
@@ -41,7 +44,7 @@ def backward_candidates(x, weight, bias, shift, residual):
 
     @torch.enable_grad()
     def gradient(forward):
-        return torch.autograd.grad(forward(), leaves, above)[0]
+        return torch.autograd.grad(forward(), leaves, above)
 
     return {name: partial(gradient, call) for name, call in norm_candidates(*leaves).items()}
 
@@ -102,12 +105,25 @@ def overlap_candidates(masks, references):
 def first_convolution_candidates(image, state, channels):
     """The network's first convolution, and the same with what the image adds to it kept from step to step."""
     weight = torch.randn(channels, 3, 3, 3, device=DEVICE, dtype=image.dtype)
-    whole = torch.cat([image, state], dim=1).contiguous(memory_format=torch.channels_last)
+    whole, image, weight, of_state, alone = (
+        channels_last(one) for one in (torch.cat([image, state], dim=1), image, weight, weight[:, 2:], state)
+    )
     of_image = F.conv2d(image, weight[:, :2], padding=1)
     return {
         "reference": lambda: F.conv2d(whole, weight, padding=1),
-        "image part kept": lambda: F.conv2d(state, weight[:, 2:], padding=1).add_(of_image),
+        "image part kept": lambda: F.conv2d(alone, of_state, padding=1).add_(of_image),
     }
+
+
+def channels_last(x):
+    """A copy whose strides say so even for one channel, where `contiguous` leaves any that fit."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
+
+
+def largest_error(found, expected):
+    """The largest relative error of what a candidate returns: a tensor, or several."""
+    found, expected = ([one] if torch.is_tensor(one) else one for one in (found, expected))
+    return max(relative_error(*pair) for pair in zip(found, expected, strict=True))
 
 
 @torch.no_grad()
@@ -115,8 +131,9 @@ def main() -> None:
     options, (height, width), _ = settings()
     streams = noise.subject_streams(0, "bench", torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64)).to(DEVICE)
     cases = {}
-    for mult in sorted({options["channel_mult"][0], options["channel_mult"][-1]}):
-        channels, factor = options["model_channels"] * mult, 1 if mult == options["channel_mult"][0] else 4
+    first, *_, last = options["channel_mult"]
+    for mult, factor in ((first, 1), (first, 2), (last, 4)):  # as at three levels of the network
+        channels = options["model_channels"] * mult
         for dtype in (torch.float32, torch.bfloat16):
             x, residual = (
                 torch.randn(BATCH, channels, height // factor, width // factor, device=DEVICE, dtype=dtype).contiguous(
@@ -136,17 +153,14 @@ def main() -> None:
     cases["q_sample", tuple(x.shape), torch.float32] = start_candidates(mask, streams)
     cases["ensemble_stats", tuple(members.shape), torch.float32] = ensemble_candidates(members)
     cases["overlap_counts", tuple(members.shape), torch.bool] = overlap_candidates(members > 0.5, mask[:, 0] > 0)
-    halves = [
-        one.to(torch.bfloat16).contiguous(memory_format=torch.channels_last) for one in (x.expand(-1, 2, -1, -1), x)
-    ]
-    cases["first_convolution", tuple(x.shape), torch.bfloat16] = first_convolution_candidates(
-        *halves, options["model_channels"]
-    )
+    image, state = x.expand(-1, 2, -1, -1).to(torch.bfloat16), x.to(torch.bfloat16)
+    first = first_convolution_candidates(image, state, options["model_channels"])
+    cases["first_convolution", tuple(x.shape), torch.bfloat16] = first
     rows = []
     for (op, shape, dtype), candidates in cases.items():
         expected = candidates["reference"]()
         tolerance = TOLERANCE.get(dtype, 0.0)
-        errors = {name: relative_error(call().float(), expected.float()) for name, call in candidates.items()}
+        errors = {name: largest_error(call(), expected) for name, call in candidates.items()}
         times = compare({name: call for name, call in candidates.items() if errors[name] <= tolerance})
         about = {"op": op, "shape": "x".join(map(str, shape)), "dtype": str(dtype).removeprefix("torch.")}
         rows += [

@@ -27,7 +27,8 @@ STEPS = 10 if PRESET == "paper" else 2  # of a call that is timed
 INDICES = tuple(range(299, 299 - STEPS, -1))
 SCHEDULE = build_schedule("cosine", steps=T, offset=0.008, max_beta=0.999)
 DIFFUSION = Diffusion(SCHEDULE, build_codec("zero_one"), "eps")
-TOLERANCE = 0.03  # of an answer in bfloat16 and of a chain's state, relative to float32
+TOLERANCE = 0.03  # of an answer in bfloat16, relative to float32
+STATE_TOLERANCE = 5e-4  # of a chain's state: so near its start another answer moves it by ten times this
 
 
 def randomise(network: nn.Module) -> nn.Module:
@@ -156,9 +157,10 @@ def our_chain(network: GuidedUNet, setting: str, streams: noise.Streams) -> tupl
 
 
 LIBRARIES = {"diffusers": build_diffusers, "MONAI": build_monai}
-LIBRARY = ("float32", "autocast", "half", "half, channels-last", "half, channels-last, compiled")
+EAGER = ("float32", "autocast", "autocast, channels-last", "half", "half, channels-last")
+LIBRARY = (*EAGER, "half, channels-last, compiled")
 CANDIDATES = {
-    "reference": ("float32", "autocast", "half", "half, channels-last", "autocast, channels-last"),
+    "reference": EAGER,
     "pdlib": ("float32", "half", "half, compiled"),
     "diffusers": LIBRARY,
     "MONAI": LIBRARY,
@@ -194,7 +196,7 @@ def main() -> None:
             millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
             row = {"system": system, "setting": setting, "million_parameters": millions, "gflop": operations / 1e9}
             about.append(row | {"error": error, "state_error": state_error})
-            if max(error, state_error) <= TOLERANCE:
+            if error <= TOLERANCE and state_error <= STATE_TOLERANCE:
                 chains[f"{system}: {setting}"] = partial(chain, image, x)
     times = compare(chains) / (BATCH * STEPS)
     table = pd.DataFrame(about)

@@ -10,7 +10,7 @@ NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
-QUESTIONS = ("ops", "step", "chain", "train")  # of `make bench`, in its order
+QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order
 SHARED_JOBS = ("01_prepare_data", "09_read_the_kernels", "13_all_folds")  # notebook runs that belong to no one fold
 
 

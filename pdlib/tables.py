@@ -57,7 +57,7 @@ NAMES = {
     "milliseconds": "Milliseconds",
     "faster": "Times as fast",
     "error": "Error",
-    "share_of_matmul": "Of the matmul rate",
+    "share_of_matmul": "Of the bfloat16 matmul rate",
 }
 FORMATS = {
     "n": "g",

@@ -1,5 +1,6 @@
 """The doors to the environment agree, imports only go down, and light modules stay light."""
 
+import os
 import re
 import subprocess
 import sys
@@ -71,6 +72,19 @@ def test_every_module_has_its_floor():
 
 def test_package_imports_without_triton():
     python("import sys; sys.modules['triton'] = None; import pdlib.pictures, pdlib.segment")
+
+
+def test_without_triton_chains_are_sampled_and_the_kernels_notebook_runs(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['triton'] = None\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PDLIB_OUT": str(tmp_path)}
+    tests = ["tests/test_steps.py", "tests/test_slices.py", "tests/test_kernels.py", "tests/test_kernels_compile.py"]
+    notebook = ["notebooks/09_read_the_kernels.ipynb", str(tmp_path / "executed.ipynb")]
+    for command in (["pytest", "-q", "-o", "addopts=", "-p", "no:xdist", *tests], ["papermill", *notebook]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "there is no Triton" in (tmp_path / "executed.ipynb").read_text(encoding="utf-8")
 
 
 def test_light_modules_load_neither_torch_nor_monai():
