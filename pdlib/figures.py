@@ -355,23 +355,26 @@ def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Ma
 @_paper_style
 def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> Figure:
     """Milliseconds a slice and step of each system and setting, with quartiles; and how fast each op is beside its
-    reference. Rows of `benchmarks/step.py` and `benchmarks/ops.py`; what gave a wrong answer has no bar."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(DOUBLE, 0.6 + 0.17 * max(len(steps), len(ops))))
+    reference. Rows of `benchmarks/step.py` and `benchmarks/ops.py`; what gave a wrong answer is not shown."""
+    key = ["op", "shape", "dtype"]
+    base = ops[ops.candidate == "reference"].set_index(key).median_s.rename("base")
+    beside = ops[ops.candidate != "reference"].join(base, on=key).dropna(subset="median_s")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(DOUBLE, 0.6 + 0.17 * max(len(steps), len(base))))
     steps = steps.dropna(subset="median_s").sort_values("median_s", ascending=False)
     colours = {name: f"C{i}" for i, name in enumerate(("pdlib", "reference", "diffusers", "MONAI"))}
     spread = 1e3 * np.stack([steps.median_s - steps.low_s, steps.high_s - steps.median_s])
     names = steps.system + ": " + steps.setting
     left.barh(names, 1e3 * steps.median_s, xerr=spread, color=steps.system.map(colours), error_kw={"lw": 0.6})
     left.set_xlabel("milliseconds a slice and step")
-    key = ["op", "shape", "dtype"]
-    base = ops[ops.candidate == "reference"].set_index(key).median_s.rename("base")
-    beside = ops[ops.candidate != "reference"].join(base, on=key).dropna(subset="median_s").iloc[::-1]
-    names = beside.op + " " + beside["shape"] + " " + beside.dtype + ", " + beside.candidate
-    ratio, colours = beside.base / beside.median_s, beside.candidate.map({"pdlib": "C0"}).fillna("0.7")
-    right.barh(names, ratio - 1, left=1, color=colours)
+    for name in sorted(beside.candidate.unique(), key=lambda name: name != "pdlib"):
+        mine = beside[beside.candidate == name]
+        cases = mine.op + " " + mine["shape"] + " " + mine.dtype
+        right.plot(mine.base / mine.median_s, cases, "o", ms=4 if name == "pdlib" else 2.5, label=name)
     right.axvline(1, color="0.3", lw=0.6)
+    right.invert_yaxis()
     right.set_xscale("log")
     right.set_xlabel("times as fast as the reference")
+    right.legend(fontsize=5, loc="upper left")
     for ax in (left, right):
         ax.tick_params(axis="y", labelsize=5)
     return figure
