@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from benchmarks.step import BATCH, SCHEDULE
 from benchmarks.timing import DEVICE, compare, relative_error, save, settings
 from pdlib import cpu_norm, noise, ops, reference
+from pdlib.denoiser import Upsample
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
@@ -24,29 +25,32 @@ def norm_candidates(x, weight, bias, shift, residual):
     def plain():
         return reference.group_norm_silu(x, weight, bias, **arguments)[0]
 
-    def large():
-        norm = cpu_norm.LearnedNorm.apply if torch.is_grad_enabled() else cpu_norm.rounded
-        return norm(x + residual + shift[:, :, None, None], weight, bias, 32, 1e-5, True)
-
-    candidates = {
+    return {
         "reference": plain,
         "reference, compiled": torch.compile(plain),
         "torch": library,
         "pdlib": lambda: ops.group_norm_silu(x, weight, bias, **arguments)[0],
     }
-    return candidates if DEVICE.type == "cuda" else candidates | {"as if large": large}
 
 
 def backward_candidates(x, weight, bias, shift, residual):
     """Forward and gradient of the same."""
     leaves = [one.clone().requires_grad_() for one in (x, weight, bias, shift, residual)]
     above = torch.randn_like(x)
+    candidates = norm_candidates(*leaves)
+
+    def large():
+        x, weight, bias, shift, residual = leaves
+        return cpu_norm.LearnedNorm.apply(x + residual + shift[:, :, None, None], weight, bias, 32, 1e-5, True)
+
+    if DEVICE.type == "cpu":
+        candidates["as if large"] = large
 
     @torch.enable_grad()
     def gradient(forward):
         return torch.autograd.grad(forward(), leaves, above)
 
-    return {name: partial(gradient, call) for name, call in norm_candidates(*leaves).items()}
+    return {name: partial(gradient, call) for name, call in candidates.items()}
 
 
 def chain_candidates(x, output, streams):
@@ -115,6 +119,17 @@ def first_convolution_candidates(image, state, channels):
     }
 
 
+def upsample_candidates(x):
+    """Every pixel becomes four, then a convolution; and both as one layer."""
+    upsample = Upsample(x.shape[1]).to(x.device)
+    plain, folded = (layer.to(x.dtype, memory_format=torch.channels_last) for layer in (upsample, upsample.folded()))
+    return {
+        "reference": partial(plain, x),
+        "reference, compiled": torch.compile(partial(plain, x)),
+        "folded": partial(folded, x),
+    }
+
+
 def channels_last(x):
     """A copy whose strides say so even for one channel, where `contiguous` leaves any that fit."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
@@ -146,6 +161,8 @@ def main() -> None:
             cases["group_norm_silu", tuple(x.shape), dtype] = norm_candidates(x, weight, bias, shift, residual)
             backward = backward_candidates(x, weight, bias, shift, residual)
             cases["group_norm_silu, gradient", tuple(x.shape), dtype] = backward
+            if factor > 1:
+                cases["upsample", tuple(x.shape), dtype] = upsample_candidates(x)
     x, output = (torch.randn(BATCH, 1, height, width, device=DEVICE) for _ in range(2))
     mask = (torch.rand(BATCH, 1, height, width, device=DEVICE) < 0.05).float()
     members = torch.rand(5, BATCH, height, width, device=DEVICE)

@@ -176,7 +176,7 @@ def main() -> None:
     ours = randomise(GuidedUNet(**options))
     networks = {"reference": ours, "pdlib": ours}
     networks |= {system: randomise(build(options)) for system, build in LIBRARIES.items()}
-    chains, about, expected = {}, [], {}
+    chains, about, expected, operations = {}, [], {}, {}
     for system, network in networks.items():
         for setting in CANDIDATES[system]:
             if system == "pdlib":
@@ -187,15 +187,16 @@ def main() -> None:
                 denoise, chain = library_chain(system, network, setting)
             torch.manual_seed(0)  # the libraries draw from the global generator
             found = denoise(torch.cat([image, x], dim=1), t).clone(), chain(image, x).clone()
-            if network not in expected:
+            exact = expected.setdefault(network, found)
+            if system not in operations:
                 with FlopCounterMode(display=False) as counter:
                     denoise(torch.cat([image, x], dim=1), t)
-                expected[network] = found, counter.get_total_flops() / BATCH
-            exact, operations = expected[network]
+                operations[system] = counter.get_total_flops() / BATCH
             error, state_error = (relative_error(*pair) for pair in zip(found, exact, strict=True))
             millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-            row = {"system": system, "setting": setting, "million_parameters": millions, "gflop": operations / 1e9}
-            about.append(row | {"error": error, "state_error": state_error})
+            row = {"system": system, "setting": setting, "million_parameters": millions}
+            row |= {"gflop": operations[system] / 1e9, "error": error, "state_error": state_error}
+            about.append(row)
             if error <= TOLERANCE and state_error <= STATE_TOLERANCE:
                 chains[f"{system}: {setting}"] = partial(chain, image, x)
     times = compare(chains) / (BATCH * STEPS)

@@ -1,8 +1,8 @@
 """The ops of the chain: arguments are checked here, once, and the implementation is chosen here and nowhere else.
 
 `q_sample_start`, `reverse_step_`, `group_norm_silu` (channels-last), `ensemble_moments` and `overlap_counts` take
-their Triton kernels for tensors on a GPU where there is Triton. All else takes the references, and a norm of large
-images on a CPU `cpu_norm`. With TRITON_INTERPRET=1 in the environment, Triton's interpreter runs the kernels anywhere
+their Triton kernels for tensors on a GPU where there is Triton. All else takes the references, and most norms on a
+CPU `cpu_norm`. With TRITON_INTERPRET=1 in the environment, Triton's interpreter runs the kernels anywhere
 (a check, and slow).
 """
 
@@ -23,7 +23,6 @@ from pdlib.schedule import Schedule, step_weights
 PREDICTIONS = ("eps", "v", "x_start")
 WEIGHTED_STEPS = ("ddpm", "ddim")
 VOTES = ("soft", "majority")
-CPU_NORM_PIXELS = 1024  # from here on `cpu_norm` is quicker than the reference (benchmarks/ops.py)
 _TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -214,8 +213,8 @@ def group_norm_silu(
 ) -> tuple[Tensor, Tensor]:
     """Group normalisation of x + residual + shift, then SiLU if asked for, and x + residual (without one x itself).
 
-    x, residual: [N, C, H, W], shift: [N, C]; moments and normalisation in float32, the dtype stays. On a CPU large
-    images of bfloat16 are rounded once more before SiLU where no gradient is wanted.
+    x, residual: [N, C, H, W], shift: [N, C]; moments and normalisation in float32, the dtype stays. On a CPU images of
+    bfloat16 are rounded once more before SiLU where no gradient is wanted.
     """
     rows, channels = x.shape[:2]
     if channels % groups:
@@ -235,12 +234,15 @@ def group_norm_silu(
             shift = shift.contiguous()
         y, total, *_ = kernel(x, weight, bias, groups, eps, silu, shift, residual)
         return y, x if residual is None else total
-    large = x.device.type == "cpu" and channels_last and x.shape[2] * x.shape[3] >= CPU_NORM_PIXELS
-    if not large:
+    learning = torch.is_grad_enabled()
+    large = x.shape[2] * x.shape[3] >= cpu_norm.PIXELS
+    if x.device.type != "cpu" or not channels_last or (learning and not large):
         return reference.group_norm_silu(x, weight, bias, groups, eps, silu, shift, residual)
     total = x if residual is None else x + residual
+    if channels == groups and not learning:
+        shift = None  # it leaves with the mean
     h = total if shift is None else total + shift[:, :, None, None]
-    norm = cpu_norm.LearnedNorm.apply if torch.is_grad_enabled() else cpu_norm.rounded
+    norm = cpu_norm.LearnedNorm.apply if learning else cpu_norm.rounded
     return norm(h, weight, bias, groups, eps, silu), total
 
 

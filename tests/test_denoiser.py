@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdlib import ops, reference
-from pdlib.denoiser import GuidedUNet, PreparedDenoiser
+from pdlib.denoiser import GuidedUNet, PreparedDenoiser, Upsample
 
 PAPER = dict(
     in_channels=3,
@@ -284,28 +284,30 @@ def test_norm_and_silu_run_in_float32_and_round_once():
     assert torch.equal(got, norm(x.float()).bfloat16())
 
 
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_a_large_image_s_norm_in_half_precision_is_near_the_reference(with_residual):
-    """On a CPU, where nothing is learned, torch's own norm takes the place of the detour over float32."""
-    generator = torch.Generator().manual_seed(4)
-    x, residual = (
-        (3 + torch.randn(2, 64, 32, 33, generator=generator)).bfloat16().contiguous(memory_format=torch.channels_last)
-        for _ in range(2)
-    )
-    weight, bias, shift = torch.rand(64), torch.rand(64), torch.randn(2, 64).bfloat16()
-    arguments = {
-        "groups": 32,
-        "eps": 1e-5,
-        "silu": True,
-        "shift": shift,
-        "residual": residual if with_residual else None,
-    }
+def exact_norm(x, weight, bias, shift, residual, silu=True):
+    total = x + residual
+    y = torch.nn.functional.group_norm(total + shift[:, :, None, None], 32, weight, bias, 1e-5)
+    return torch.nn.functional.silu(y) if silu else y, total
+
+
+@pytest.mark.parametrize("size", [(2, 3), (7, 9), (32, 33)])  # the last is large
+@pytest.mark.parametrize("channels", [32, 64])  # of 32 groups: in a group of one channel the shift makes no difference
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_norm_that_learns_nothing_is_near_that_in_float64(dtype, tolerance, channels, size):
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(4))
+    images = (3 + draw(2, channels, *size) for _ in range(2))
+    x, residual = (image.to(dtype).contiguous(memory_format=torch.channels_last) for image in images)
+    weight, bias, shift = draw(channels), draw(channels), draw(2, channels).to(dtype)
+    arguments = {"weight": weight, "bias": bias, "shift": shift, "residual": residual}
+    how = {"groups": 32, "eps": 1e-5, "silu": True}
     with torch.no_grad():
-        y, total = ops.group_norm_silu(x, weight, bias, **arguments)
-        expected, joined = reference.group_norm_silu(x, weight, bias, **arguments)
-    assert torch.equal(total, joined) and not torch.equal(y, expected), "two ways"
-    torch.testing.assert_close(y, expected, atol=2e-2, rtol=1.6e-2)
-    assert torch.equal(ops.group_norm_silu(x, weight, bias, **arguments)[0], expected), "and one for training"
+        y, total = ops.group_norm_silu(x, **arguments, **how)
+    expected, _ = exact_norm(x.double(), **{name: one.double() for name, one in arguments.items()})
+    assert torch.equal(total, x + residual) and y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert (y - expected).norm() <= tolerance * expected.norm()
+    learned, _ = ops.group_norm_silu(x, **arguments, **how)
+    assert torch.equal(learned, reference.group_norm_silu(x, **arguments, **how)[0]), "another way for training"
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -326,18 +328,27 @@ def test_a_large_image_s_norm_learns_as_float64_does(dtype, tolerance, channels,
         torch.autograd.backward([y, total], [dy.to(dtype), dtotal.to(dtype)])
         return {name: leaf.grad for name, leaf in leaves.items()}
 
-    def exact(x, weight, bias, shift, residual):
-        total = x + residual
-        y = torch.nn.functional.group_norm(total + shift[:, :, None, None], 32, weight, bias, 1e-5)
-        return torch.nn.functional.silu(y) if silu else y, total
-
     def mine(x, weight, bias, shift, residual):
         x = x.contiguous(memory_format=torch.channels_last)
         return ops.group_norm_silu(x, weight, bias, groups=32, eps=1e-5, silu=silu, shift=shift, residual=residual)
 
-    expected = gradients(exact, {name: value.double() for name, value in rounded.items()}, torch.float64)
+    doubles = {name: value.double() for name, value in rounded.items()}
+    expected = gradients(partial(exact_norm, silu=silu), doubles, torch.float64)
     for name, got in gradients(mine, rounded, dtype).items():
         assert (got - expected[name]).norm() <= tolerance * expected[name].norm(), name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7)])
+def test_folded_upsampling_is_the_same_map_for_fewer_products(size):
+    upsample = Upsample(3).double()
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(6)).double()
+    folded = upsample.folded().double()
+    with torch.no_grad(), FlopCounterMode(display=False) as plain:
+        expected = upsample(x)
+    with torch.no_grad(), FlopCounterMode(display=False) as fewer:
+        found = folded(x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # the folded weights are float32
+    assert fewer.get_total_flops() * 36 == plain.get_total_flops() * 16
 
 
 def test_attention_can_leave_the_middle():
