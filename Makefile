@@ -24,6 +24,7 @@ help:
 	@echo "make bench                                                                          speed, into results/bench_*.csv"
 	@echo "make lab                                                                            JupyterLab on the notebooks"
 	@echo "make readme                                                                         README's numbers from results/"
+	@echo "make clean                                                                          removes the environment and the runs"
 
 $(READY): pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdlib needs Python 3.11 or newer")'
