@@ -1,7 +1,8 @@
 """GroupNorm and SiLU of channels-last images on a CPU (twin: reference.group_norm_silu).
 
 Two ways that measure quicker there than the reference (benchmarks/ops.py): torch's norm in the image's own dtype, which
-rounds bfloat16 once more, and for large images a gradient in closed form, for torch's own walks over them slowly.
+rounds bfloat16 once more, of small images in the order of planes; and for large images a gradient in closed form, for
+torch's own walks over them slowly.
 """
 
 import torch
@@ -15,7 +16,7 @@ PIXELS = 1024  # of a large image: fewer, and torch's norm takes another, slower
 def rounded(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
     """The norm of h [N, C, H, W] rounded to h's dtype before SiLU, in channels-last order; no gradient."""
     small = h.shape[2] * h.shape[3] < PIXELS
-    y = F.group_norm(h.contiguous() if small else h, groups, weight, bias, eps)
+    y = F.group_norm(h.contiguous() if small else h, groups, weight.float(), bias.float(), eps)
     return (F.silu(y, inplace=True) if silu else y).contiguous(memory_format=torch.channels_last)
 
 

@@ -85,11 +85,12 @@ class Upsample(nn.Module):
     def folded(self) -> nn.ConvTranspose2d:
         """The same as one layer: pixels that are equal share a product, so 16 of the 36 for each pixel of x remain."""
         channels = self.conv.in_channels
-        layer = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, device=self.conv.weight.device)
-        flipped = self.conv.weight.detach().double().transpose(0, 1).flip(2, 3)
+        flipped = self.conv.weight.double().transpose(0, 1).flip(2, 3)
         corners = [F.pad(flipped, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)]
+        where = {"device": self.conv.weight.device, "dtype": self.conv.weight.dtype}
+        layer = nn.utils.skip_init(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, **where)
         layer.load_state_dict({"weight": sum(corners), "bias": self.conv.bias})
-        return layer
+        return layer.requires_grad_(self.conv.weight.requires_grad)
 
 
 class ResBlock(nn.Module):
@@ -272,7 +273,8 @@ class GuidedUNet(nn.Module):
 
 
 class PreparedDenoiser:
-    """A trained network made ready for sampling: weights cast once, and what it takes of every step index in a table.
+    """A trained network made ready for sampling: weights cast once, what it takes of every step index in a table, and
+    on a CPU its upsampling folded.
 
     Args:
         network: a copy of it is prepared.
@@ -292,7 +294,7 @@ class PreparedDenoiser:
         parts = self.network.modulations(torch.arange(steps, device=self.device))
         self.widths = [part.shape[1] for part in parts]
         self.table = torch.cat(parts, dim=1).to(self.dtype)  # [steps, sum of widths]
-        if self.device.type == "cpu":  # where that is measured (benchmarks/ops.py)
+        if self.device.type == "cpu":  # on no other has it been seen to be quicker (benchmarks/ops.py)
             for stage in self.network.output_blocks:
                 if isinstance(stage[-1], Upsample):
                     stage[-1] = stage[-1].folded()

@@ -50,9 +50,10 @@ def speeds() -> list[str]:
         stamp, steps = records.read_stamp(path), records.read_table(path)
         height, width = int(steps.height[0]), int(steps.width[0])
         caption = (
-            f"One slice of {height} x {width} pixels in one step, the `{stamp['profile']}` profile's network "
-            f"({stamp['device']}, torch {stamp['packages']['torch']}): milliseconds with quartiles, how many times as "
-            f"fast as the best setting of our reference mode, and the error of the network's answer beside float32"
+            f"One slice of {height} x {width} pixels in one step, {steps.batch[0]} side by side, the "
+            f"`{stamp['profile']}` profile's network ({stamp['device']}, torch {stamp['packages']['torch']}): "
+            f"milliseconds with quartiles, how many times as fast as the best setting of our reference mode, and the "
+            f"error of the network's answer beside float32"
         )
         found.append(tables.table_markdown(tables.speed_table(steps), caption) + "\n" + _aimed_at(device, steps))
     return found
