@@ -295,8 +295,8 @@ class PreparedDenoiser:
         self.widths = [part.shape[1] for part in parts]
         self.table = torch.cat(parts, dim=1).to(self.dtype)  # [steps, sum of widths]
         if self.device.type == "cpu":  # on no other has it been seen to be quicker (benchmarks/ops.py)
-            for stage in self.network.output_blocks:
-                if isinstance(stage[-1], Upsample):
+            for stage in list(self.network.modules()):
+                if isinstance(stage, _Stage) and isinstance(stage[-1], Upsample):
                     stage[-1] = stage[-1].folded()
         for layer in self.network.modules():
             if not isinstance(layer, GroupNormSiLU) and not any(layer.children()):
