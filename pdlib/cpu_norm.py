@@ -13,10 +13,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 PIXELS = 1024  # of a large image: fewer, and torch's norm takes another, slower way through channels-last ones
 
 
+def is_large(x: Tensor) -> bool:
+    """Whether x [N, C, H, W] holds large images."""
+    return x.shape[2] * x.shape[3] >= PIXELS
+
+
 def rounded(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
     """The norm of h [N, C, H, W] rounded to h's dtype before SiLU, in channels-last order; no gradient."""
-    small = h.shape[2] * h.shape[3] < PIXELS
-    y = F.group_norm(h.contiguous() if small else h, groups, weight.float(), bias.float(), eps)
+    y = F.group_norm(h if is_large(h) else h.contiguous(), groups, weight.float(), bias.float(), eps)
     return (F.silu(y, inplace=True) if silu else y).contiguous(memory_format=torch.channels_last)
 
 

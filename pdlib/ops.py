@@ -235,8 +235,7 @@ def group_norm_silu(
         y, total, *_ = kernel(x, weight, bias, groups, eps, silu, shift, residual)
         return y, x if residual is None else total
     learning = torch.is_grad_enabled()
-    large = x.shape[2] * x.shape[3] >= cpu_norm.PIXELS
-    if x.device.type != "cpu" or not channels_last or (learning and not large):
+    if x.device.type != "cpu" or not channels_last or (learning and not cpu_norm.is_large(x)):
         return reference.group_norm_silu(x, weight, bias, groups, eps, silu, shift, residual)
     total = x if residual is None else x + residual
     if channels == groups and not learning:

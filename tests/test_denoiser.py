@@ -287,25 +287,27 @@ def test_norm_and_silu_run_in_float32_and_round_once():
 
 
 def exact_norm(x, weight, bias, shift, residual, silu=True):
-    total = x + residual
+    total = x if residual is None else x + residual
     y = torch.nn.functional.group_norm(total + shift[:, :, None, None], 32, weight, bias, 1e-5)
     return torch.nn.functional.silu(y) if silu else y, total
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("size", [(2, 3), (7, 9), (32, 33)])  # the last is large
 @pytest.mark.parametrize("channels", [32, 64])  # of 32 groups: in a group of one channel the shift makes no difference
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_a_norm_that_learns_nothing_is_near_that_in_float64(dtype, tolerance, channels, size):
+def test_a_norm_that_learns_nothing_is_near_that_in_float64(dtype, tolerance, channels, size, with_residual):
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(4))
     images = (3 + draw(2, channels, *size) for _ in range(2))
     x, residual = (image.to(dtype).contiguous(memory_format=torch.channels_last) for image in images)
     weight, bias, shift = draw(channels), draw(channels), draw(2, channels).to(dtype)
-    arguments = {"weight": weight, "bias": bias, "shift": shift, "residual": residual}
+    arguments = {"weight": weight, "bias": bias, "shift": shift, "residual": residual if with_residual else None}
     how = {"groups": 32, "eps": 1e-5, "silu": True}
     with torch.no_grad():
         y, total = ops.group_norm_silu(x, **arguments, **how)
-    expected, _ = exact_norm(x.double(), **{name: one.double() for name, one in arguments.items()})
-    assert torch.equal(total, x + residual) and y.dtype == dtype
+    doubles = {name: one if one is None else one.double() for name, one in arguments.items()}
+    expected, _ = exact_norm(x.double(), **doubles)
+    assert torch.equal(total, x + residual if with_residual else x) and y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert (y - expected).norm() <= tolerance * expected.norm()
     learned, _ = ops.group_norm_silu(x, **arguments, **how)

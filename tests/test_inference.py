@@ -233,6 +233,8 @@ def test_weights_come_back_with_their_card(networks, denoiser, segmenter):
     assert card["diffusion"] == networks.diffusion and card["sampling"] == networks.sampling
     loaded = inference.load_network(path, torch.device("cpu"), "denoiser")[0].state_dict()
     assert loaded.keys() == stored.keys() and all(torch.equal(stored[name], value) for name, value in loaded.items())
+    prepared = denoiser[0].network.state_dict()
+    assert all(torch.equal(stored[name], prepared[name]) for name in stored.keys() & prepared.keys())
     for network in (denoiser[0].network, segmenter):
         assert not network.training and not any(p.requires_grad for p in network.parameters())
 
