@@ -57,7 +57,7 @@ lab: $(READY)
 	$(PYTHON) -m jupyterlab notebooks
 
 readme: $(READY)
-	$(PYTHON) -m pdlib.report README.md
+	$(PYTHON) -m pdlib.report.readme README.md
 
 clean:
 	rm -rf runs .venv .snakemake

@@ -14,11 +14,12 @@ import torch
 
 from benchmarks.step import DIFFUSION, LIBRARIES, SCHEDULE, TOLERANCE, library_chain, randomise
 from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
-from pdlib import noise, records
-from pdlib.denoiser import GuidedUNet, PreparedDenoiser
+from pdlib.diffusion.sampler import Chain
+from pdlib.evaluation import records
+from pdlib.inference.slices import sample_slices
+from pdlib.kernels import noise
+from pdlib.networks.guided_unet import GuidedUNet, PreparedDenoiser
 from pdlib.paths import BENCHMARKS
-from pdlib.sampler import Chain
-from pdlib.slices import sample_slices
 
 SLICES = 83 if PRESET == "paper" else 8
 BASE = Chain("preseg", "run_to_zero", 300, 10 if PRESET == "paper" else 100, "ddim", 1.0, "consistent")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from benchmarks.step import BATCH, SCHEDULE
 from benchmarks.timing import DEVICE, compare, relative_error, save, settings
-from pdlib import cpu_norm, noise, ops, reference
-from pdlib.denoiser import Upsample
+from pdlib.kernels import cpu_norm, noise, ops, reference
+from pdlib.networks.guided_unet import Upsample
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import DEVICE, PRESET, compare, matmul_flops, relative_error, save, settings
-from pdlib import noise, reference
-from pdlib.codec import build_codec
-from pdlib.denoiser import GroupNormSiLU, GuidedUNet, PreparedDenoiser
-from pdlib.sampler import Diffusion, reverse_chain
-from pdlib.schedule import build_schedule
+from pdlib.diffusion.codec import build_codec
+from pdlib.diffusion.sampler import Diffusion, reverse_chain
+from pdlib.diffusion.schedule import build_schedule
+from pdlib.kernels import noise, reference
+from pdlib.networks.guided_unet import GroupNormSiLU, GuidedUNet, PreparedDenoiser
 
 T = 1000
 BATCH = 80 if PRESET == "paper" else 16

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pdlib import records
-from pdlib.inference import fast_precision
+from pdlib.evaluation import records
+from pdlib.inference.volumes import fast_precision
 from pdlib.paths import BENCHMARKS, ROOT
 from pdlib.workflow import load_profile
 

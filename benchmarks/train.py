@@ -8,8 +8,8 @@ from lightning_fabric import Fabric
 
 from benchmarks.step import DIFFUSION, T
 from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
-from pdlib.denoiser import GuidedUNet
-from pdlib.training import Fit, SliceBank, build_optimizer, diffusion_objective, update
+from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.training.fit import Fit, SliceBank, build_optimizer, diffusion_objective, update
 from pdlib.workflow import load_profile
 
 OBJECTIVE = diffusion_objective(DIFFUSION, T)

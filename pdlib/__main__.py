@@ -41,7 +41,7 @@ def check(folder: Path) -> int:
 def score(reference: Path, prediction: Path) -> int:
     """Print the scores of a predicted mask against a reference as JSON; an undefined score is null."""
     from pdlib.data.wmh import read_score_pair
-    from pdlib.metrics import score_volume
+    from pdlib.evaluation.metrics import score_volume
 
     scores = score_volume(*read_score_pair(reference, prediction))
     defined = {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
@@ -51,7 +51,7 @@ def score(reference: Path, prediction: Path) -> int:
 
 def segment(flair: Path, t1: Path, out: Path, weights: Path | None, brain_mask: Path | None) -> int:
     """Segment one patient's FLAIR and T1 into files in `out`."""
-    from pdlib.segment import segment_files
+    from pdlib.inference.segment import segment_files
 
     for role, path in segment_files(flair, t1, out, weights=weights, brain_mask=brain_mask).items():
         print(f"{role}: {path}")

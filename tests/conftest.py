@@ -12,14 +12,16 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from pdlib import experiment, records
-from pdlib.data import splits, wmh
-from pdlib.denoiser import GuidedUNet
-from pdlib.inference import BUILDERS, build_diffusion
+from pdlib.data import folds as splits
+from pdlib.data import wmh
+from pdlib.diffusion.sampler import Chain
+from pdlib.evaluation import records
+from pdlib.inference.volumes import BUILDERS, build_diffusion
+from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.segmenters import segmentation_loss
 from pdlib.paths import Layout
-from pdlib.sampler import Chain
-from pdlib.segmenters import segmentation_loss
-from pdlib.training import (
+from pdlib.study import experiment
+from pdlib.training.fit import (
     Fit,
     adversarial_objective,
     diffusion_objective,

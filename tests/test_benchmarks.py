@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks import timing
-from pdlib import records, tables
+from pdlib.evaluation import records
 from pdlib.paths import BENCHMARKS, measured_devices
+from pdlib.report import tables
 
 MEASURED = sorted(BENCHMARKS.glob("bench_*.csv"))
 

@@ -100,7 +100,7 @@ def test_score_refuses_in_one_line(tmp_path, capsys, reference, array, affine, c
 
 
 def fake_segment(monkeypatch, segment_files):
-    monkeypatch.setitem(sys.modules, "pdlib.segment", SimpleNamespace(segment_files=segment_files))
+    monkeypatch.setitem(sys.modules, "pdlib.inference.segment", SimpleNamespace(segment_files=segment_files))
 
 
 def test_segment_passes_its_arguments(tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def test_every_module_has_its_floor():
 
 
 def test_package_imports_without_triton():
-    python("import sys; sys.modules['triton'] = None; import pdlib.pictures, pdlib.segment")
+    python("import sys; sys.modules['triton'] = None; import pdlib.study.pictures, pdlib.segment")
 
 
 def test_without_triton_chains_are_sampled_and_the_kernels_notebook_runs(tmp_path):
@@ -88,6 +88,7 @@ def test_without_triton_chains_are_sampled_and_the_kernels_notebook_runs(tmp_pat
 
 
 def test_light_modules_load_neither_torch_nor_monai():
-    light = "pdlib.figures, pdlib.metrics, pdlib.stats, pdlib.records, pdlib.data.wmh, pdlib.__main__"
+    wings = "report.figures evaluation.metrics evaluation.stats evaluation.records data.wmh __main__"
+    light = ", ".join(f"pdlib.{module}" for module in wings.split())
     heavy = "{'torch', 'monai', 'lightning_fabric'}"
     assert python(f"import sys, {light}; print({heavy} & set(sys.modules))").strip() == "set()"

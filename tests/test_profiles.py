@@ -8,15 +8,16 @@ import papermill
 import pytest
 import torch
 
-from pdlib import noise, workflow
-from pdlib.denoiser import GuidedUNet
-from pdlib.inference import build_diffusion
+from pdlib import workflow
+from pdlib.diffusion.sampler import Chain, sample
+from pdlib.diffusion.schedule import scale_t_prime
+from pdlib.inference.volumes import build_diffusion
+from pdlib.kernels import noise
 from pdlib.methods import METHODS
+from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.segmenters import SEGMENTERS, build_segmenter
 from pdlib.paths import CONFIGS, NOTEBOOKS, Layout
-from pdlib.sampler import Chain, sample
-from pdlib.schedule import scale_t_prime
-from pdlib.segmenters import SEGMENTERS, build_segmenter
-from pdlib.training import Batch, Fit, build_objective, diffusion_objective, hybrid_objective
+from pdlib.training.fit import Batch, Fit, build_objective, diffusion_objective, hybrid_objective
 from pdlib.workflow import NotebookFailed, load_profile, run_notebook
 
 PROFILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("phantom"))

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pdlib.kernels.noise import Streams
 from pdlib.kernels.stream import key_and_words, row_channel_pixel, signed_word, stream_normal
-from pdlib.noise import Streams
 
 BLOCK = 1024  # places of a program
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pdlib.noise import Streams
+from pdlib.kernels.noise import Streams
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""Volumes and photographs through trained networks and chains."""

@@ -1,0 +1,1 @@
+"""The networks: denoiser, segmenters and generators."""

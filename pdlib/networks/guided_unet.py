@@ -1,0 +1,309 @@
+"""The denoising network: the guided-diffusion U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233, appendix A).
+
+Modules carry the names of openai/guided-diffusion, so that a state dict of that family loads strictly; class labels
+(`label_emb`) are left out, for a segmentation has none. Activations keep the memory format of the input: pass
+channels_last tensors (and `.to(memory_format=torch.channels_last)` the network) for speed.
+"""
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pdlib.kernels import ops
+
+NORM_GROUPS = 32  # the architecture's rule, at every width
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the step index (Vaswani et al. 2017), cosines first. [N] -> [N, channels] float32."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t.float()[:, None] * frequencies  # [N, channels / 2]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """Group normalisation, its moments in float32, and SiLU unless `silu` is off; dtype and layout stay."""
+
+    def __init__(self, channels: int, silu: bool = True):
+        super().__init__(NORM_GROUPS, channels)
+        self.silu = silu
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """shift [N, C] is added to x; with a scale [N, C] both modulate what is normalised: h * (1 + scale) + shift."""
+        if scale is None:
+            return self.join(x, None, shift)[0]
+        h = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
+        h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+        return (F.silu(h) if self.silu else h).to(x.dtype)
+
+    def join(self, x: Tensor, residual: Tensor | None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What becomes of x + residual + shift, and x + residual; without a residual x itself."""
+        return ops.group_norm_silu(
+            x,
+            self.weight,
+            self.bias,
+            groups=self.num_groups,
+            eps=self.eps,
+            silu=self.silu,
+            shift=shift,
+            residual=residual,
+        )
+
+
+def _zero(module: nn.Module) -> nn.Module:
+    """Start a branch's last layer at zero, so that the branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _conv3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+
+def _downsample(channels: int) -> nn.Module:
+    return nn.Sequential(OrderedDict(op=_conv3(channels, channels, stride=2)))
+
+
+class Upsample(nn.Module):
+    """Every pixel becomes four, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = _conv3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, 2H, 2W]."""
+        return self.conv(F.interpolate(x, scale_factor=2))
+
+    def folded(self) -> nn.ConvTranspose2d:
+        """The same as one layer: pixels that are equal share a product, so 16 of the 36 for each pixel of x remain."""
+        channels = self.conv.in_channels
+        flipped = self.conv.weight.double().transpose(0, 1).flip(2, 3)
+        corners = [F.pad(flipped, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)]
+        where = {"device": self.conv.weight.device, "dtype": self.conv.weight.dtype}
+        layer = nn.utils.skip_init(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, **where)
+        layer.load_state_dict({"weight": sum(corners), "bias": self.conv.bias})
+        return layer.requires_grad_(self.conv.weight.requires_grad)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions and a skip, which are added by whoever comes next; the time enters between the convolutions,
+    added or as scale and shift.
+
+    `resample` (a change of resolution without parameters, or none) acts on the branch, before its first convolution,
+    and on the skip.
+    """
+
+    def __init__(self, in_channels, out_channels, emb_channels, *, scale_shift, dropout, resample=None):
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample or nn.Identity()
+        # Identities stand where the original keeps its SiLU, so that the indices in the state dict agree.
+        self.in_layers = nn.Sequential(GroupNormSiLU(in_channels), nn.Identity(), _conv3(in_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1)))
+        self.out_layers = nn.Sequential(
+            GroupNormSiLU(out_channels), nn.Identity(), nn.Dropout(dropout), _zero(_conv3(out_channels, out_channels))
+        )
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, residual: Tensor | None, modulation: Tensor) -> tuple[Tensor, Tensor]:
+        """Branch and skip of x + residual; modulation is what the block takes of the time, [N, C or 2C]."""
+        norm, _, conv = self.in_layers
+        y, x = norm.join(x, residual)
+        h = conv(self.resample(y))
+        norm, _, dropout, conv = self.out_layers
+        h = norm(h, *reversed(modulation.chunk(2, dim=1))) if self.scale_shift else norm(h, modulation)
+        return conv(dropout(h)), self.skip_connection(self.resample(x))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, with a skip.
+
+    The output channels of `qkv` are ordered (head, q|k|v, channel), or (q|k|v, head, channel) if `new_attention_order`.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int, new_attention_order: bool):
+        super().__init__()
+        self.num_heads, self.new_attention_order = num_heads, new_attention_order
+        self.norm = GroupNormSiLU(channels, silu=False)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Branch and skip of x + residual."""
+        y, x = self.norm.join(x, residual)
+        tokens = y.flatten(2).transpose(1, 2)  # [N, L, C], a view of a channels_last tensor
+        qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
+        if self.new_attention_order:
+            q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = qkv.unflatten(2, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)  # each [N, heads, L, C / heads]
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [N, L, C]
+        h = F.linear(h, self.proj_out.weight[..., 0], self.proj_out.bias)
+        return h.transpose(1, 2).unflatten(2, x.shape[2:]), x
+
+
+class _Stage(nn.Sequential):
+    """Layers in a row, of which the residual blocks take the time; branch and skip are added where that is due."""
+
+    def forward(self, x: Tensor, modulations: Iterator[Tensor]) -> Tensor:
+        residual = None
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x, residual = layer(x, residual, next(modulations))
+            elif isinstance(layer, AttentionBlock):
+                x, residual = layer(x, residual)
+            else:
+                x, residual = layer(x if residual is None else x + residual), None
+        return x if residual is None else x + residual
+
+
+class GuidedUNet(nn.Module):
+    """Predict the noise (or v, or x_start) in x_t from [condition, x_t] and the step index.
+
+    `channel_mult` gives the width of each level in units of `model_channels` (widths must be multiples of 32);
+    `attention_downsample` the down-factors (1, 2, 4, ...) that attend; the middle attends unless `middle_attention` is
+    off. Heads are `num_heads` in number or, if given, `num_head_channels` wide. `scale_shift`, `resblock_updown` and
+    `new_attention_order` select the variants of the family's published weights. Raises ValueError where they disagree.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        model_channels: int,
+        channel_mult: Sequence[int],
+        num_res_blocks: int,
+        attention_downsample: Sequence[int],
+        num_heads: int,
+        scale_shift: bool,
+        dropout: float,
+        num_head_channels: int | None = None,
+        resblock_updown: bool = False,
+        new_attention_order: bool = False,
+        middle_attention: bool = True,
+    ):
+        super().__init__()
+        widths = [int(model_channels * mult) for mult in channel_mult]
+        factors = [2**level for level in range(len(widths))]
+        if bad := [width for width in (model_channels, *widths) if width % NORM_GROUPS]:
+            raise ValueError(f"channel width {bad[0]} is not a multiple of {NORM_GROUPS}")
+        if bad := sorted(set(attention_downsample) - set(factors)):
+            raise ValueError(f"attention_downsample {bad[0]} is not a down-factor of this network: {factors}")
+        self.model_channels, self.factor = model_channels, factors[-1]
+        emb_channels = 4 * model_channels
+
+        def res(inputs, outputs, resample=None):
+            return ResBlock(inputs, outputs, emb_channels, scale_shift=scale_shift, dropout=dropout, resample=resample)
+
+        def attention(width):
+            if width % (num_head_channels or num_heads):
+                raise ValueError(f"width {width} does not divide into equal heads")
+            heads = width // num_head_channels if num_head_channels else num_heads
+            return AttentionBlock(width, num_heads=heads, new_attention_order=new_attention_order)
+
+        def stage(inputs, width, factor):
+            attends = factor in attention_downsample
+            return _Stage(res(inputs, width), attention(width)) if attends else _Stage(res(inputs, width))
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        channels = widths[0]
+        self.input_blocks = nn.ModuleList([_Stage(_conv3(in_channels, channels))])
+        skips = [channels]
+        for factor, width in zip(factors, widths, strict=True):
+            for _ in range(num_res_blocks):
+                self.input_blocks.append(stage(channels, width, factor))
+                channels = width
+                skips.append(channels)
+            if factor != self.factor:
+                down = res(channels, channels, nn.AvgPool2d(2)) if resblock_updown else _downsample(channels)
+                self.input_blocks.append(_Stage(down))
+                skips.append(channels)
+
+        middle = attention(channels) if middle_attention else nn.Identity()
+        self.middle_block = _Stage(res(channels, channels), middle, res(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for factor, width in zip(reversed(factors), reversed(widths), strict=True):
+            for _ in range(num_res_blocks + 1):
+                self.output_blocks.append(stage(channels + skips.pop(), width, factor))
+                channels = width
+            if factor != 1:
+                up = res(channels, channels, nn.Upsample(scale_factor=2)) if resblock_updown else Upsample(channels)
+                self.output_blocks[-1].append(up)
+
+        self.out = nn.Sequential(GroupNormSiLU(channels), nn.Identity(), _zero(_conv3(channels, out_channels)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Apply the network at step indices `t`, [N] integer or float. [N, in, H, W] -> [N, out, H, W].
+
+        Raises ValueError unless H and W are multiples of `self.factor`.
+        """
+        return self.denoise(x, self.modulations(t))
+
+    def modulations(self, t: Tensor) -> list[Tensor]:
+        """What the residual blocks take of step indices `t`, in their order: [N, C or 2C] each."""
+        waves = timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
+        emb = self.time_embed(waves)  # [N, 4 * model_channels]
+        return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+
+    def denoise(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """The network on [N, in, H, W], given what `modulations` returns of its step indices."""
+        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
+            raise ValueError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: pad it to a multiple of {self.factor}")
+        times = iter(modulations)
+        h, skips = x, []
+        for stage in self.input_blocks:
+            h = stage(h, times)
+            skips.append(h)
+        h = self.middle_block(h, times)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), times)
+        return self.out(h)
+
+
+class PreparedDenoiser:
+    """A trained network made ready for sampling: weights cast once, what it takes of every step index in a table, and
+    on a CPU its upsampling folded.
+
+    Args:
+        network: a copy of it is prepared.
+        steps: indices 0 to steps - 1 can be asked for.
+        precision: "bf16-mixed" computes in bfloat16 (norms as `ops.group_norm_silu` says), "32-true" in float32;
+            KeyError for another.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: GuidedUNet, steps: int, precision: str):
+        self.graphs: dict = {}  # on a GPU: its captured steps,
+        self.pool = None  # the memory that these share, for one is replayed at a time,
+        self.rows: dict = {}  # and how many rows of a shape its memory holds
+        self.dtype = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}[precision]
+        self.device = next(network.parameters()).device
+        self.network = copy.deepcopy(network).eval()
+        parts = self.network.modulations(torch.arange(steps, device=self.device))
+        self.widths = [part.shape[1] for part in parts]
+        self.table = torch.cat(parts, dim=1).to(self.dtype)  # [steps, sum of widths]
+        if self.device.type == "cpu":  # on no other has it been seen to be quicker (benchmarks/ops.py)
+            for stage in list(self.network.modules()):
+                if isinstance(stage, _Stage) and isinstance(stage[-1], Upsample):
+                    stage[-1] = stage[-1].folded()
+        for layer in self.network.modules():
+            if not isinstance(layer, GroupNormSiLU) and not any(layer.children()):
+                layer.to(self.dtype, memory_format=torch.channels_last)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """[N, in, H, W], step indices [N] -> float32 [N, out, H, W]."""
+        modulations = self.table.index_select(0, t).split(self.widths, dim=1)
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        return self.network.denoise(x, modulations).float()

@@ -1,0 +1,94 @@
+"""README's numbers, from figures/ and results/: `python -m pdlib.report README.md` rewrites the marked block."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from pdlib.evaluation import records
+from pdlib.paths import BENCHMARKS, PAPER_NUMBERS, Layout, layout, measured_devices
+from pdlib.report import tables
+
+AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
+BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+
+
+def update(readme: Path, place: Layout) -> None:
+    """Put the tables of a profile between the markers of a README. ValueError where it has no markers."""
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme}: has no block between {BEGIN} and {END}")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{numbers(place)}\n{END}{after}", encoding="utf-8")
+
+
+def numbers(place: Layout) -> str:
+    """The block: provenance, the claims, our tables in brief, and the paper's in tables of their own."""
+    stamp = records.read_stamp(place.results / "table1_scores.csv")
+    paper = pd.read_csv(PAPER_NUMBERS)
+    first, second = (
+        tables.table_markdown(tables.paper_table(paper, number), f"Table {number} as the paper prints it (patients)")
+        for number in ("1", "2")
+    )
+    code = (stamp["git"]["sha"] or "unknown")[:10] + (" with changes" if stamp["git"].get("dirty") else "")
+    source = (
+        f"Scores of profile `{place.profile}` from code {code}, device {stamp['device']}, "
+        f"torch {stamp['packages']['torch']}, seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
+    )
+    claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip() + "\n\n" + _verdicts(place)
+    one, sites, two = (_brief(place, name) for name in ("table1", "table1_by_site", "table2"))
+    others = (_brief(place, name) for name in ("truncation", "fundus", "fewer_calls", "agreement"))
+    parts = (source, claims, one, first, sites, two, second, *others, *speeds())
+    return "\n\n".join(part.strip() for part in parts)
+
+
+def speeds() -> list[str]:
+    """What a step costs on each kind of device that `make bench` has run on."""
+    found = []
+    for device in measured_devices():
+        path = BENCHMARKS / f"bench_step_{device}.csv"
+        stamp, steps = records.read_stamp(path), records.read_table(path)
+        height, width = int(steps.height[0]), int(steps.width[0])
+        caption = (
+            f"One slice of {height} x {width} pixels in one step, {steps.batch[0]} side by side, the "
+            f"`{stamp['profile']}` profile's network ({stamp['device']}, torch {stamp['packages']['torch']}): "
+            f"milliseconds with quartiles, how many times as fast as the best setting of our reference mode, and the "
+            f"error of the network's answer beside float32"
+        )
+        found.append(tables.table_markdown(tables.speed_table(steps), caption) + "\n" + _aimed_at(device, steps))
+    return found
+
+
+def _aimed_at(device: str, steps: pd.DataFrame) -> str:
+    """How far a step is from what it was to be, and what most of it is spent on."""
+    quickest = steps.groupby("system").median_s.min()
+    beside_reference = quickest["reference"] / quickest["pdlib"]
+    beside_libraries = quickest[["diffusers", "MONAI"]].min() / quickest["pdlib"]
+    aims = AIMS[device]
+    first = records.read_table(BENCHMARKS / f"bench_operators_{device}.csv").iloc[0]
+    return (
+        f"A step of pdlib is {beside_reference:.2f} times as fast as the reference mode's (aimed at: {aims[0]}) and "
+        f"{beside_libraries:.2f} times as fast as the quicker library's (aimed at: {aims[1]}). "
+        f"{first.share:.0%} of a network call is `{first.operator}`."
+    )
+
+
+def _verdicts(place: Layout) -> str:
+    """The ledger in a sentence."""
+    rows = pd.read_csv(place.figures / "claims.csv")
+    of = rows.groupby("verdict").number.agg(lambda numbers: f"{len(numbers)} ({', '.join(dict.fromkeys(numbers))})")
+    said = [f"{verdict} {of.get(verdict, 0)}" for verdict in ("holds", "does not hold", "undecided")]
+    return f"Verdicts of {len(rows)} rows: {'; '.join(said)}. The undecided speak neither for a claim nor against it."
+
+
+def _brief(place: Layout, name: str) -> str:
+    """A table of figures/ as narrow as a page: of the scores beside Dice the means alone."""
+    caption = (place.figures / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0]
+    table = pd.read_csv(place.figures / f"{name}.csv")
+    intervals = table.filter(regex="^(?!dice).*_(low|high)$")
+    return tables.table_markdown(table.drop(columns=[*intervals, *table.filter(regex="^(n$|hd95_mm)")]), caption)
+
+
+if __name__ == "__main__":
+    update(Path(sys.argv[1]), layout("cpu"))

@@ -1,0 +1,1 @@
+"""The reproduction itself: a profile's runs, the rows of Table 1, the claims."""

@@ -1,0 +1,141 @@
+"""Tables keep what they were given, to the byte, and know what made them."""
+
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pdlib.evaluation import records
+from pdlib.evaluation.metrics import score_volume
+from pdlib.evaluation.records import COLUMNS, data_fingerprint, read_stamp, read_table, score_rows, stamp, write_table
+
+STAMP = {"git": {"sha": "abc", "dirty": False}, "seed": 1}
+
+
+def rows(method="pd-ddpm", subject="Utrecht/7", dice=0.75, **changes):
+    about = {"fold": 0, "seed": 20221017, "site": "Utrecht", "split": "test", "nfe": 300, "seconds": 1.5}
+    scores = {"dice": dice, "hd95_mm": np.nan}
+    return score_rows(scores, method=method, subject=subject, **about | changes)
+
+
+def test_rows_carry_every_score_with_its_unit():
+    scores = score_volume(np.eye(4)[None], np.eye(4)[None], (3, 1, 1))
+    frame = score_rows(
+        scores, method="unet", fold=0, seed=1, subject="GE3T/1", site="GE3T", split="test", nfe=1, seconds=0.1
+    )
+    assert tuple(frame) == COLUMNS
+    assert dict(zip(frame.metric, frame.value, strict=True)) == scores
+    assert set(zip(frame.metric, frame.unit, strict=True)) >= {("hd95_mm", "mm"), ("avd_percent", "%"), ("dice", "1")}
+    with pytest.raises(ValueError, match="fancy"):
+        score_rows(
+            {"fancy": 1.0}, **dict.fromkeys(("method", "fold", "seed", "subject", "site", "split", "nfe", "seconds"))
+        )
+
+
+def test_a_table_survives_the_disk_and_its_order(tmp_path):
+    """An empty field beside whole numbers, a large seed, a NaN score, and a method that is called NA."""
+    frame = pd.concat([rows(t_prime=300, ensemble_size=5), rows(method="NA", dice=0.123456789)], ignore_index=True)
+    write_table(tmp_path / "a.csv", frame, STAMP)
+    write_table(tmp_path / "b.csv", frame.sample(frac=1, random_state=0), STAMP)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    back = read_table(tmp_path / "a.csv")
+    order = ["method", "metric"]
+    pd.testing.assert_frame_equal(
+        back.sort_values(order, ignore_index=True),
+        frame.sort_values(order, ignore_index=True),
+        rtol=1e-5,
+    )
+    assert back.seed.eq(20221017).all()
+    write_table(tmp_path / "c.csv", back, STAMP)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "c.csv").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        f"{name}{end}" for name in "abc" for end in (".csv", ".stamp.json")
+    )
+
+
+def test_what_goes_on_in_memory_is_what_was_kept_in_the_order_given(tmp_path):
+    given = pd.concat([rows(subject="Utrecht/9", dice=0.123456789), rows(subject="Utrecht/7", dice=0.1234567)])
+    kept = write_table(tmp_path / "a.csv", given, STAMP)
+    assert kept.index.tolist() == [0, 1, 2, 3] and kept.subject.tolist() == given.subject.tolist()
+    assert kept[kept.metric == "dice"].value.tolist() == [0.123457, 0.123457]
+
+
+def test_a_table_of_another_kind_keeps_its_order(tmp_path):
+    write_table(tmp_path / "t.csv", pd.DataFrame({"row": ["b", "a"], "nfe": [1.5, np.nan]}), STAMP)
+    assert (tmp_path / "t.csv").read_text() == "nfe,row\n1.5,b\n,a\n"
+
+
+def test_an_interrupted_write_leaves_the_old_table(tmp_path, monkeypatch):
+    path = tmp_path / "scores.csv"
+    write_table(path, rows(), STAMP)
+    before = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_table(path, rows(dice=0.1), STAMP)
+    assert path.read_bytes() == before
+
+
+def test_a_number_typed_into_a_table_is_noticed(tmp_path):
+    path = tmp_path / "scores.csv"
+    write_table(path, rows(dice=0.75), STAMP)
+    assert read_stamp(path)["git"] == STAMP["git"]
+    path.write_text(path.read_text().replace("0.75", "0.85"))
+    with pytest.raises(ValueError, match=r"scores\.csv: the table was changed"):
+        read_stamp(path)
+
+
+def test_stamp_knows_the_commit(tmp_path):
+    def git(*command):
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", "-C", tmp_path, *settings, *command], capture_output=True, text=True, check=True)
+
+    about = {"device": "cpu", "seed": 3, "data_fingerprint": "f", "phantom": True, "profile": "smoke"}
+
+    def here():
+        return stamp(root=tmp_path, **about)
+
+    assert here()["git"]["sha"] is None and here()["git"]["reason"]
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("a = 1\n")
+    git("add", ".")
+    git("commit", "-q", "--no-verify", "-m", "one")
+    (tmp_path / "scores.csv").write_text("a run's own output is no change of the sources\n")
+    assert here()["git"] == {"sha": git("rev-parse", "HEAD").stdout.strip(), "dirty": False}
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert here()["git"]["dirty"] is True
+    assert here()["packages"]["numpy"] == np.__version__
+    assert about.items() <= here().items()
+
+
+def test_fingerprint_follows_names_and_bytes_only(tmp_path):
+    def files(folder, **contents):
+        for name, text in contents.items():
+            (tmp_path / folder / name).mkdir(parents=True)
+            (tmp_path / folder / name / "FLAIR.nii.gz").write_text(text)
+        return [tmp_path / folder / name / "FLAIR.nii.gz" for name in contents]
+
+    one = data_fingerprint(files("a", x="1", y="2"))
+    assert one == data_fingerprint(reversed(files("b", x="1", y="2")))
+    assert len({one, data_fingerprint(files("c", x="1", y="3")), data_fingerprint(files("d", x="2", y="1"))}) == 3
+    with pytest.raises(ValueError, match=r"absent\.nii"):
+        data_fingerprint([tmp_path / "absent.nii"])
+    with pytest.raises(ValueError, match="no files"):
+        data_fingerprint([])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda path: write_table(path, rows().assign(nfe=1.5), STAMP), "whole number"),
+        (lambda path: read_table(path), "scores.csv: not a readable table"),
+        (lambda path: read_stamp(path), "scores.csv: no readable stamp"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path / "scores.csv")

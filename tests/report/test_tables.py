@@ -1,0 +1,148 @@
+"""What a table shows: the paired statistics of its rows, the settings kept apart, the undefined counted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import rows
+
+from pdlib import paths
+from pdlib.evaluation.records import read_table
+from pdlib.evaluation.stats import holm, paired_comparison
+from pdlib.report import tables
+
+INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 0.9, 8)
+    late = rows("unet", [*(base - 0.05 + rng.normal(0, 0.01, 8))[:7], np.nan])
+    return pd.concat(
+        [
+            rows("pd_ddpm", base, nfe=300, t_prime=300, ensemble_size=5),
+            late,
+            rows("attention_unet", base - 0.02 + rng.normal(0, 0.01, 8)),
+        ]
+    )
+
+
+def values(scores, method):
+    return scores[scores.method == method].value.to_numpy()
+
+
+def test_table1_is_the_paired_statistics(scores):
+    methods = ["unet", "attention_unet", "pd_ddpm"]
+    table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    table = table.set_index("method")
+    pairs = {m: paired_comparison(values(scores, m), values(scores, "pd_ddpm"), **INTERVAL) for m in methods[:2]}
+    for method, pair in pairs.items():
+        assert table.dice_difference[method] == pair["mean_difference"] < 0
+        assert table.dice_difference_low[method] == pair["low"]
+        assert table.dice[method] == pytest.approx(np.nanmean(values(scores, method)))
+    np.testing.assert_array_equal(table.dice_holm[:2], holm([pair["p_value"] for pair in pairs.values()]))
+    assert table.dice_undefined.tolist() == [1, 0, 0] and table.n.tolist() == [8, 8, 8]
+    assert np.isnan(table.dice_difference["pd_ddpm"]) and table.nfe["pd_ddpm"] == 300
+
+
+def test_scores_without_a_cost_have_none_in_the_table(scores):
+    """As those of agreement, which are computed from members that were paid for elsewhere."""
+    free = scores.assign(nfe=pd.NA, seconds=pd.NA)
+    how = {"methods": ["unet", "pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    with_cost, without = tables.table1(scores, **how), tables.table1(free, **how)
+    pd.testing.assert_frame_equal(without, with_cost.drop(columns=["nfe", "seconds"]))
+
+
+def test_table1_counts_a_subject_that_a_method_lacks(scores):
+    scores = scores[(scores.method != "unet") | (scores.subject != "Utrecht/0")]
+    table = tables.table1(scores, methods=["unet"], baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    assert (table.dice_undefined[0], table.dice_difference_undefined[0]) == (2, 2)
+
+
+def test_table2_compares_with_its_own_start(scores):
+    table = tables.table2(scores, levels={"attention_unet": "pd_ddpm"}, metrics=["dice"], interval=INTERVAL)
+    gain = values(scores, "pd_ddpm") - values(scores, "attention_unet")
+    assert table.preseg_dice[0] == pytest.approx(values(scores, "attention_unet").mean())
+    assert table.dice_difference[0] == pytest.approx(gain.mean())
+    assert "| Attention U-Net | 8 | 300 |" in tables.table_markdown(table, "Table 2")
+
+
+def test_site_table_is_the_mean_of_each_site():
+    sites = [("GE3T", [0.5, 0.7], 0), ("Utrecht", [0.2, 0.4, 0.9], 2)]
+    parts = [
+        rows(method, [value + gain], site=site).assign(subject=f"{site}/{first + i}")
+        for method, gain in (("unet", 0.0), ("pd_ddpm", 0.1))
+        for site, values, first in sites
+        for i, value in enumerate(values)
+    ]
+    table = tables.site_table(pd.concat(parts), methods=["pd_ddpm", "unet"])
+    assert list(table) == ["method", "GE3T (n = 2)", "Utrecht (n = 3)"] and list(table.method) == ["pd_ddpm", "unet"]
+    np.testing.assert_allclose(table.iloc[:, 1:].astype(float), [[0.7, 0.6], [0.6, 0.5]])
+
+
+def test_markdown_says_what_is_undefined(scores):
+    methods = ["unet", "pd_ddpm"]
+    table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    lines = tables.table_markdown(table, "Table 1 (phantom)").splitlines()
+    low, high = table.dice_difference_low[0], table.dice_difference_high[0]
+    difference = f"{table.dice_difference[0]:+.3f} [{low:+.3f}, {high:+.3f}], 1 undefined"
+    assert lines[0] == "Table 1 (phantom)"
+    assert lines[2] == "| Method | n | Calls | Seconds | Dice | Δ Dice | p (Holm) |"
+    assert lines[4].endswith(f"{table.dice_high[0]:.3f}], 1 undefined | {difference} | {table.dice_holm[0]:.2g} |")
+    assert lines[5].endswith(f"{table.dice[1]:.3f} [{table.dice_low[1]:.3f}, {table.dice_high[1]:.3f}] | – | – |")
+
+
+def test_markdown_compares_the_first_score_only(scores):
+    scores = pd.concat([scores, scores.assign(metric="jaccard")])
+    how = {"methods": ["unet", "pd_ddpm"], "baseline": "pd_ddpm", "interval": INTERVAL}
+    lines = tables.table_markdown(tables.table1(scores, metrics=["dice", "jaccard"], **how), "Table 1").splitlines()
+    assert lines[2].endswith("| Dice | Δ Dice | p (Holm) | Jaccard |")
+
+
+def test_markdown_of_the_ledger_shows_its_p():
+    claim = {"claim": "a", "estimate": 0.1, "estimate_low": 0.0, "estimate_high": 0.2, "estimate_undefined": 0}
+    lines = tables.table_markdown(pd.DataFrame([claim | {"corrected_p": 0.0123}]), "Claims").splitlines()
+    assert lines[2] == "| What is claimed | Difference | p (Holm) |"
+    assert lines[4] == "| a | +0.1 [+0, +0.2] | 0.012 |"
+
+
+def test_small_variances_are_not_rounded_to_nothing():
+    scores = pd.concat([rows("pd_ddpm", [2e-5, 4e-5], "uncertainty"), rows("ddpm", [5e-5, 9e-5], "uncertainty")])
+    how = {"methods": ["ddpm", "pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["uncertainty"], "interval": INTERVAL}
+    lines = tables.table_markdown(tables.table1(scores, **how), "Table 1").splitlines()
+    assert "7.0e-05 [5.0e-05, 9.0e-05]" in lines[4] and "3.0e-05" in lines[5]
+
+
+def test_tables_refuse_a_mixture(scores):
+    how = {"methods": ["unet"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    with pytest.raises(ValueError, match="one split"):
+        tables.table1(pd.concat([scores, rows("unet", [0.5], split="validation")]), **how)
+    with pytest.raises(ValueError, match="unet: scores of several settings"):
+        tables.table1(pd.concat([scores, rows("unet", [0.5], t_prime=3)]), **how)
+    with pytest.raises(ValueError, match="ddpm: no scores"):
+        tables.table1(scores, **how | {"methods": ["ddpm"]})
+
+
+def test_a_row_that_chooses_its_t_prime_may_do_so_in_each_fold(scores):
+    how = {"methods": ["tdpm"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    one, two = (rows("tdpm", [0.4, 0.6], fold=fold, t_prime=t, nfe=t) for fold, t in ((0, 3), (1, 5)))
+    two["subject"] = ["Utrecht/2", "Utrecht/3"]
+    table = tables.table1(pd.concat([scores, one, two]), **how)
+    assert table.dice[0] == pytest.approx(0.5) and table.nfe[0] == 4
+    with pytest.raises(ValueError, match="tdpm: scores of several settings"):
+        tables.table1(pd.concat([scores, one, two.assign(fold=0)]), **how)
+    with pytest.raises(ValueError, match="x0_jump: scores of several settings"):
+        parts = [part.assign(method="x0_jump") for part in (one, two)]
+        tables.table1(pd.concat([scores, *parts]), **how | {"methods": ["x0_jump"]})
+
+
+def test_the_papers_numbers_are_whole_and_consistent():
+    """Its Table 1 and Table 2 agree where they meet, and Jaccard follows Dice row by row to what averaging allows."""
+    paper = read_table(paths.PAPER_NUMBERS)
+    one, two = tables.paper_table(paper, "1"), tables.paper_table(paper, "2")
+    assert one.shape == (9, 5) and two.shape == (5, 5) and paper.value.notna().all()
+    last = one.set_index("method").loc["pd_ddpm"]
+    assert last.tolist() == two.set_index("preseg_dice").loc["0.799"].tolist() == [0.812, 3.494, 0.689, 0.8]
+    assert (one.jaccard - one.dice / (2 - one.dice)).abs().max() < 0.02
+    assert "| Pre-segmentation Dice | Dice |" in tables.table_markdown(two, "Paper")
+    assert "| PD-DDPM | 0.812 | 3.494 | 0.689 | 0.800 |" in tables.table_markdown(one, "Paper")

@@ -1,0 +1,136 @@
+"""The ledger: the differences it names, and a verdict that follows its interval."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import rows
+
+from pdlib.study.claims import ALL, chosen_t_primes, ledger, solver_row
+
+INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
+BASE = np.linspace(0.5, 0.8, 12)
+NOISE = np.random.default_rng(0).normal(0, 0.004, 12)
+
+
+def results(addpm_calls=8, **gains):
+    """Scores in which each row lies that far above 0.5 to 0.8; 0.02 below where it is not named."""
+    calls = {"ddpm": 45, "wolleb2021": 45}
+
+    def at(name):
+        return BASE + gains.get(name, -0.02) + NOISE * (name != "pd_ddpm")
+
+    names = ["pd_ddpm", "ddpm", "wolleb2021", "attention_unet", "deep_ensemble", "tdpm", "es_ddpm", "x0_jump"]
+    curve = {5: -0.01, 30: 0.0, 50: 0.0, 100: -0.03}
+    spread = {5: 1e-5, 30: 5e-5, 50: 9e-5, 100: 1e-4}
+    sweep = [
+        rows("pd_ddpm", values, metric, split=split, t_prime=t, ensemble_size=2)
+        for split in ("validation", "test")
+        for t in curve
+        for metric, values in (
+            ("dice", BASE + curve[t] + (0.01 if (split, t) == ("validation", 30) else NOISE)),
+            ("uncertainty", spread[t] * (1 + NOISE)),
+        )
+    ]
+    members = [
+        rows("pd_ddpm", BASE + gain + NOISE * draw, ensemble_size=size, seed=draw, t_prime=30)
+        for size, gain in {1: 0.0, 2: 0.02, 4: 0.03}.items()
+        for draw in (0, 1)
+    ]
+    starts = {"empty": -0.3, "step 100": -0.1, "step 200": -0.05, "best": 0.0}
+    begun = [rows(name, BASE + gain) for name, gain in starts.items()]
+    begun += [rows(f"pd_ddpm from {name}", BASE + gain / 2 + NOISE, t_prime=30) for name, gain in starts.items()]
+    agreed = [
+        rows(name, values * (1 + NOISE), metric)
+        for name, found in {
+            "pd_ddpm": {"risk_area": 1e-3, "risk_area_random": 4e-3, "energy_distance": 0.3},
+            "deep_ensemble": {"risk_area": 4e-3, "risk_area_random": 4e-3, "energy_distance": 0.4},
+        }.items()
+        for metric, values in found.items()
+    ]
+    fewer = [rows(ALL, BASE, nfe=61), rows(solver_row(10), BASE + NOISE - 0.03, nfe=21)]
+    cut = [rows("PD-DDPM", BASE, metric, nfe=16) for metric in ("dice", "lesion_f1")]
+    cut += [rows("ADDPM", at("addpm"), nfe=addpm_calls), rows("ADDPM", at("addpm_f1"), "lesion_f1", nfe=addpm_calls)]
+    return {
+        "truncation_scores": pd.concat(cut),
+        "agreement_scores": pd.concat(agreed),
+        "fewer_calls_scores": pd.concat(fewer),
+        "table1_scores": pd.concat([rows(name, at(name), nfe=calls.get(name, 16)) for name in names]),
+        "t_prime_scores": pd.concat(sweep),
+        "ensemble_scores": pd.concat(members),
+        "preseg_scores": pd.concat(begun),
+    }
+
+
+def read(**gains):
+    found = ledger(
+        results(pd_ddpm=0.0, **gains), presegmenter="attention_unet", few_calls=10, margin=0.01, interval=INTERVAL
+    )
+    return found.set_index(["number", "claim"])
+
+
+def test_differences_are_the_ones_named():
+    found = read(ddpm=-0.05, tdpm=0.03, addpm=-0.1).estimate.groupby("number").agg(list)
+    shift = NOISE.mean()
+    assert found["C1"] == pytest.approx([0.05 - shift, 0.02 - shift]) and found["C2"] == pytest.approx([0.02 - shift])
+    assert found["C3"] == pytest.approx([-0.03 - shift, 0.02 - shift]) and found["C8"] == pytest.approx(
+        [-0.1 + shift, -0.02 + shift]
+    )
+    assert found["C4"] == pytest.approx([0.01, 0.03])
+    assert found["C5"] == pytest.approx([(9e-5 - 1e-5) * (1 + shift), (2 * 9e-5 - 1e-5 - 1e-4) * (1 + shift)])
+    assert found["C6"] == pytest.approx([0.03, 0.01, 0]) and found["C7"] == pytest.approx([0.0375, 0.15])
+    assert found["C9"] == pytest.approx([-0.03 + shift])
+    assert found["C10"] == pytest.approx([3e-3 * (1 + shift), 0.1 * (1 + shift)])
+
+
+def test_verdicts_follow_the_interval():
+    clear = read(ddpm=-0.05, tdpm=0.03)
+    assert clear.verdict["C1"].tolist() == ["holds", "holds"] and clear.verdict["C3"].tolist() == [
+        "does not hold",
+        "holds",
+    ]
+    assert (clear.estimate_low <= clear.estimate).all() and (clear.estimate <= clear.estimate_high).all()
+    equal = read(ddpm=0.0, wolleb2021=0.05, attention_unet=0.0, addpm=-0.01)
+    assert equal.verdict["C1"].tolist() == ["holds", "does not hold"], "not worse: within the margin"
+    assert equal.verdict["C2"].tolist() == ["undecided"], "a difference of zero beats nobody"
+    assert equal.verdict["C8"].tolist() == ["undecided", "does not hold"], "at the margin; lesion F1 beyond it"
+    assert read(addpm=-0.05, addpm_f1=0.05).verdict["C8"].tolist() == ["does not hold", "holds"]
+
+
+def test_not_worse_without_fewer_calls_proves_nothing():
+    cheap, dear = read(addpm=0.05), read(addpm=0.05, addpm_calls=16)
+    assert cheap.verdict["C8"].tolist() == ["holds", "does not hold"]
+    assert dear.verdict["C8"].tolist() == ["undecided", "undecided"]
+    assert dear.loc["C8"].index[0].endswith("(16 against 16 calls)")
+
+
+def test_an_interval_alone_decides_nothing():
+    """Six subjects that agree: the interval is clear of zero, and Wilcoxon's smallest p for six is 1/32."""
+    few = {
+        name: scores[scores.subject.isin([f"Utrecht/{i}" for i in range(6)])]
+        for name, scores in results(pd_ddpm=0).items()
+    }
+    found = ledger(few, presegmenter="attention_unet", few_calls=10, margin=0.01, interval=INTERVAL)
+    assert (found[found.number == "C2"].estimate_low > 0).all()
+    assert (found.corrected_p >= 1 / 32).all() and set(found.verdict) == {"undecided"}
+
+
+def test_the_validation_fold_chooses_and_the_test_fold_is_shown():
+    found = read().reset_index()
+    assert found[found.number == "C4"].claim.str.contains("T'/T = 0.3, best on validation").all()
+    assert (found.n == 12).all()
+
+
+def test_each_fold_tests_the_t_prime_of_its_own_validation():
+    """Fold 0 chooses T' = 30 as above; fold 1 tests six of the subjects and chooses T' = 50."""
+    found = results(pd_ddpm=0.0)
+    sweep = found["t_prime_scores"].reset_index(drop=True)
+    sweep.loc[sweep.subject.isin([f"Utrecht/{i}" for i in range(6)]), "fold"] = 1
+    best = (sweep.fold == 1) & (sweep.split == "validation") & (sweep.t_prime == 50) & (sweep.metric == "dice")
+    sweep.loc[best, "value"] += 0.1
+    sweep.loc[(sweep.split == "test") & (sweep.t_prime == 50) & (sweep.metric == "dice"), "value"] += 0.02
+    assert chosen_t_primes(sweep).to_dict() == {0: 30, 1: 50}
+    how = {"presegmenter": "attention_unet", "few_calls": 10, "margin": 0.01, "interval": INTERVAL}
+    claims = ledger(found | {"t_prime_scores": sweep}, **how)
+    least, whole = claims[claims.number == "C4"].itertuples()
+    assert least.claim.startswith("T'/T = 0.3 or 0.5, best on validation")
+    assert (least.estimate, whole.estimate) == pytest.approx((0.02, 0.04))

@@ -1,0 +1,145 @@
+"""Test folds beside each other: their folders, the command that runs them, and their scores as one table."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from pdlib import workflow
+from pdlib.evaluation import records
+from pdlib.methods import SCORED
+from pdlib.paths import ROOT, Layout, layout, measured_devices
+from pdlib.report import tables
+from pdlib.study.pooling import gap_names, name_by_gap, pool
+
+FOLDS = pd.DataFrame({"subject": ["a", "b", "c", "d", "e"], "fold": [0, 0, 0, 1, 2]})
+DICE = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.5, "e": 0.1}
+TESTED, VALIDATED = {0: "abc", 1: "d", 2: "e"}, {0: "d", 1: "e", 2: "abc"}
+
+
+def scored(subjects, fold, split, gain=0.0, method="pd_ddpm"):
+    about = {"method": method, "fold": fold, "seed": 0, "site": "Utrecht", "split": split, "nfe": 1, "seconds": 1.0}
+    return pd.concat([records.score_rows({"dice": DICE[s] + gain}, subject=s, **about) for s in subjects])
+
+
+@pytest.fixture
+def by_fold():
+    return {
+        fold: pd.concat([scored(TESTED[fold], fold, "test"), scored(VALIDATED[fold], fold, "validation", gain=-0.1)])
+        for fold in TESTED
+    }
+
+
+def test_fold_0_lies_at_the_top_and_the_others_below_it(tmp_path):
+    first, second = (Layout(tmp_path, "cpu", fold) for fold in (0, 2))
+    for kind in ("runs", "results", "figures"):
+        assert getattr(first, kind) == tmp_path / kind / "cpu"
+        assert getattr(second, kind) == tmp_path / kind / "cpu" / "fold_2"
+    assert second.weights("denoiser") == tmp_path / "runs/cpu/fold_2/weights/denoiser"
+    assert second.done("03_train_ddpm") == tmp_path / "runs/cpu/fold_2/done/03_train_ddpm"
+    assert (second.cases, second.folds) == (first.cases, first.folds) and second.shared == first
+    for job in ("01_prepare_data", "13_all_folds"):
+        assert second.done(job) == first.done(job) and second.executed(job) == first.executed(job)
+    assert second.executed("11_claims") != first.executed("11_claims")
+
+
+@pytest.mark.parametrize(("asked", "folds"), [("", [0]), ("all", [0, 1, 2, 3, 4]), ("3", [3]), ("0 2", [0, 2])])
+def test_folds_that_are_asked_for(asked, folds):
+    assert workflow.chosen_folds("smoke", asked) == folds
+
+
+@pytest.mark.parametrize(("asked", "wrong"), [("5", "5"), ("0 -1", "-1"), ("1,2", "1,2"), ("every", "every")])
+def test_a_fold_that_there_is_not_ends_in_one_line(tmp_path, asked, wrong):
+    command = ["make", "-s", "reproduce", "PROFILE=smoke", f"OUT={tmp_path}", "READY=", f"PYTHON={sys.executable}"]
+    done = subprocess.run([*command, f"FOLDS={asked}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert f"FOLDS={asked}: profile smoke has no fold '{wrong}': say all, or of 0, 1, 2, 3, 4" in done.stderr
+
+
+def dry_run(out, *config, target="all"):
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--snakefile", ROOT / "Snakefile", "--directory", out]
+    command += ["--config", "profile=smoke", f"out={out}", *config, "--", target]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_folds_are_pooled_when_every_one_of_them_has_its_scores(tmp_path):
+    marks = [Layout(tmp_path, "smoke", fold).done(job) for fold in range(5) for job in SCORED]
+    for mark in marks:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    done = dry_run(tmp_path, target="all_folds")
+    _, pooling = done.stdout.split("rule all_folds:")
+    wanted = next(line for line in pooling.splitlines() if line.strip().startswith("input: "))
+    assert all(str(mark) in wanted for mark in marks)
+    marks[-1].unlink()
+    done = dry_run(tmp_path, target="all_folds")
+    assert done.returncode != 0 and str(marks[-1]) in done.stdout + done.stderr
+
+
+def test_another_fold_is_a_graph_of_its_own_on_the_same_data(tmp_path):
+    place = layout("smoke", str(tmp_path), fold=1)
+    shared = [place.done("01_prepare_data"), place.cases, place.folds, place.done("09_read_the_kernels")]
+    speeds = [f"speed_{device}.{kind}" for device in measured_devices() for kind in ("png", "pdf")]
+    for path in (*shared, *(place.shared.figures / name for name in speeds)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    lines = dry_run(tmp_path, "fold=1").stdout.splitlines()
+    lines = [line.strip() for line in lines]
+    written = [path for line in lines if line.startswith("output: ") for path in line[len("output: ") :].split(", ")]
+    kinds = [place.runs, place.results, place.figures]
+    assert len(written) > 50 and all(any(path.startswith(f"{kind}/") for kind in kinds) for path in written)
+    assert "rule claims:" in lines and "rule prepare_data:" not in lines and "rule all_folds:" not in lines
+
+
+def test_a_notebook_asks_for_the_earlier_ones_of_its_fold(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.delenv(workflow.IN_WORKFLOW, raising=False)
+    monkeypatch.setattr(workflow.subprocess, "run", lambda command, check: asked.extend(command))
+    place = Layout(tmp_path, "smoke", 2)
+    workflow.require(place, "03_train_ddpm")
+    assert "FOLDS=2" in asked
+    assert f"TARGETS='{place.shared.done('01_prepare_data')}' '{place.done('03_train_ddpm')}'" in asked
+
+
+def test_pooled_scores_by_hand(by_fold):
+    """Subjects weigh alike: (.9 + .8 + .7 + .5 + .1) / 5, not the mean of the folds' means; validation stays apart."""
+    scores = pool(by_fold, FOLDS)
+    assert len(scores) == 10 and scores.groupby(["split", "subject"]).size().eq(1).all()
+    assert scores.groupby("split").value.mean().to_dict() == pytest.approx({"test": 0.6, "validation": 0.5})
+    how = {"methods": ["pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["dice"]}
+    how["interval"] = {"resamples": 100, "confidence": 0.95, "seed": 0}
+    table = tables.table1(scores[scores.split == "test"], **how)
+    assert table.n[0] == 5 and table.dice[0] == pytest.approx(0.6)
+
+
+def test_pooling_refuses_a_subject_where_it_is_not_tested(by_fold):
+    twice = by_fold | {1: pd.concat([by_fold[1], scored("a", 1, "test")])}
+    with pytest.raises(ValueError, match="fold 1: its test rows are not those of its test subjects"):
+        pool(twice, FOLDS)
+    missing = by_fold | {0: by_fold[0][by_fold[0].subject != "b"]}
+    with pytest.raises(ValueError, match="fold 0: its test rows"):
+        pool(missing, FOLDS)
+    with pytest.raises(ValueError, match="fold 2: its validation rows"):
+        pool(by_fold | {2: pd.concat([scored("e", 2, "test"), scored("ab", 2, "validation")])}, FOLDS)
+    with pytest.raises(ValueError, match="fold 0: its test rows"):
+        pool({0: by_fold[0].assign(fold=1)}, FOLDS)
+
+
+def test_checkpoints_pool_by_the_gap_they_were_picked_for():
+    """The step nearest to a gap differs from fold to fold; so may the order of the steps."""
+    gaps, picked = [0.0, 0.03, 0.01], {0: [100, 300, 200], 1: [400, 200, 500]}
+    assert gap_names(gaps) == ["step 0.03 below best", "step 0.01 below best", "best"]
+    found = {}
+    for fold, steps in picked.items():
+        old = ["empty", *(f"step {step}" for step in steps[:-1]), "best"]
+        rows = [
+            scored(TESTED[fold], fold, "test", method=f"{kind}{name}") for name in old for kind in ("", "pd_ddpm from ")
+        ]
+        named = name_by_gap(pd.concat(rows), steps, gaps)
+        pd.testing.assert_frame_equal(named.drop(columns="method"), pd.concat(rows).drop(columns="method"))
+        found[fold] = list(dict.fromkeys(named.method))
+    assert found[0] == found[1]
+    assert found[0][2:4] == ["step 0.03 below best", "pd_ddpm from step 0.03 below best"]
+    with pytest.raises(ValueError, match="step 700: no scores"):
+        name_by_gap(pd.concat(rows), [400, 700, 500], gaps)
