@@ -1,6 +1,9 @@
-"""Where things lie: the only file that knows the tree."""
+"""Where things lie: the only file that knows the tree, and how a file appears in it: whole or not at all."""
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,3 +106,32 @@ def latest_weights() -> Path:
     if not found:
         raise FileNotFoundError(f"{runs}: no trained weights; run `make reproduce` or pass --weights")
     return found[-1].parents[1]
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file that appears whole or not at all, text as UTF-8; OSError names the file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new name in the same folder, with the same suffixes, for the block to write; then it becomes `path` at once.
+
+    The folder is made if it is missing. When the block fails, the new file goes and the one of before stays. An OSError
+    about the new file, a full disk for instance, names `path`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(6)}{''.join(path.suffixes[-2:])}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
