@@ -31,29 +31,39 @@ class Layout:
     """The folders of one test fold of a profile under an output root: runs (ignored by git), results and figures.
 
     Fold 0 lies at the top of each, fold k below fold_k there; the data and the folds at the top belong to all of them.
+
+    Args:
+        out: the output root.
+        profile: its name.
+        fold: the test fold.
+        changed: tells runs with changed settings apart, empty for the profile as it stands; they lie below `changed`.
+        own_networks: the changes concern the data or a training, so that networks are not those of the profile.
     """
 
     out: Path
     profile: str
     fold: int = 0
+    changed: str = ""
+    own_networks: bool = False
 
     @property
     def runs(self) -> Path:
         """Checkpoints, samples, executed notebooks."""
-        return self._of_fold("runs")
+        return self._folder("runs")
 
     @property
     def results(self) -> Path:
         """Tidy CSV files, each with its stamp."""
-        return self._of_fold("results")
+        return self._folder("results")
 
     @property
     def figures(self) -> Path:
         """Pictures and tables, rebuilt from results."""
-        return self._of_fold("figures")
+        return self._folder("figures")
 
-    def _of_fold(self, kind: str) -> Path:
-        return self.out / kind / self.profile / (f"fold_{self.fold}" if self.fold else "")
+    def _folder(self, kind: str) -> Path:
+        changed = ("changed", self.changed) if self.changed else ()
+        return self.out.joinpath(kind, self.profile, *changed, f"fold_{self.fold}" if self.fold else "")
 
     @property
     def shared(self) -> "Layout":
@@ -61,14 +71,19 @@ class Layout:
         return replace(self, fold=0)
 
     @property
+    def trained(self) -> "Layout":
+        """Where data and networks are found: the profile's own, unless the changes concern them."""
+        return self if self.own_networks else replace(self, changed="")
+
+    @property
     def cases(self) -> Path:
         """What the first notebook found: the data folder, its fingerprint and its preprocessing."""
-        return self.shared.runs / "cases.json"
+        return self.trained.shared.runs / "cases.json"
 
     @property
     def folds(self) -> Path:
         """The subject-level folds."""
-        return self.shared.results / "folds.csv"
+        return self.trained.shared.results / "folds.csv"
 
     def done(self, job: str) -> Path:
         """The mark that a notebook run has ended. Results alone say nothing: committed ones come without their run."""
@@ -94,9 +109,14 @@ class Layout:
         return self.runs.joinpath("samples", *names)
 
 
+def output_root(out: str = "") -> Path:
+    """The folder below which a run writes: out, or else $PDLIB_OUT, or else the repository."""
+    return Path(out or os.environ.get("PDLIB_OUT") or ROOT).resolve()
+
+
 def layout(profile: str, out: str = "", fold: int = 0) -> Layout:
-    """The layout of a fold of a profile under out; where that is empty, under $PDLIB_OUT or else the repository."""
-    return Layout(Path(out or os.environ.get("PDLIB_OUT") or ROOT).resolve(), profile, fold)
+    """The layout of a fold of a profile, as it stands in configs/, under `output_root(out)`."""
+    return Layout(output_root(out), profile, fold)
 
 
 def latest_weights() -> Path:

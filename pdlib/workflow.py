@@ -5,6 +5,7 @@
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -16,12 +17,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import papermill
-import yaml
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT, Layout
+from pdlib.methods import SCORED, jobs
+from pdlib.paths import NOTEBOOKS, ROOT, Layout, output_root
+from pdlib.profiles import Profile, load_profile
 
+TRAINED_SECTIONS = ("seed", "data", "segmenters", "denoiser", "wolleb2021", "tdpm", "refine", "fundus")
 IN_WORKFLOW = "PDLIB_WORKFLOW"  # set in the environment of the graph's jobs
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -30,13 +33,34 @@ class NotebookFailed(RuntimeError):
     """A notebook stopped; the message holds its name, the executed copy and the traceback."""
 
 
-def load_profile(name: str) -> dict:
-    """A profile of configs/; ValueError for a name that is none."""
-    path = CONFIGS / f"{name}.yaml"
-    if not path.exists():
-        known = sorted(p.stem for p in CONFIGS.glob("*.yaml") if not p.stem.startswith("phantom"))
-        raise ValueError(f"unknown profile {name!r}: choose one of {known}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def place_of(profile: Profile, out: str = "", fold: int | None = None) -> Layout:
+    """Where a fold of a profile lies (None: the profile's own fold); with changed settings, apart from the profile's."""
+    if not profile.changes:
+        return Layout(output_root(out), profile.name, profile.fold if fold is None else fold)
+    digest = hashlib.sha256(json.dumps(profile.changes, sort_keys=True).encode()).hexdigest()[:8]
+    retrained = any(getattr(profile, part) != getattr(load_profile(profile.name), part) for part in TRAINED_SECTIONS)
+    return Layout(output_root(out), profile.name, profile.fold if fold is None else fold, digest, retrained)
+
+
+def needed(notebook: str, profile: Profile) -> list[str]:
+    """The notebook runs whose data and networks a notebook stands on when it runs by itself."""
+    rows, seeds = profile.comparison, profile.comparison.deep_ensemble_seeds
+    methods = {
+        "04_compare_methods": rows.methods,
+        "05_sweep_t_prime": ["pd_ddpm"],
+        "06_ensemble_size": ["pd_ddpm", *profile.members.agreement_methods],
+        "07_preseg_accuracy": ["pd_ddpm"],
+        "08_truncate_both_ends": ["pd_ddpm"],
+        "10_fewer_calls": profile.fewer_calls.starts,
+    }
+    if notebook in ("11_claims", "13_all_folds"):
+        return ["01_prepare_data", *SCORED]
+    if notebook in ("01_prepare_data", "09_read_the_kernels"):
+        return []
+    return [
+        "01_prepare_data",
+        *jobs(methods.get(notebook, []), presegmenter=rows.presegmenter, deep_ensemble_seeds=seeds),
+    ]
 
 
 def chosen_folds(profile: str, asked: str) -> list[int]:
