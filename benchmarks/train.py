@@ -4,12 +4,13 @@ import copy
 from dataclasses import replace
 
 import torch
-from lightning_fabric import Fabric
 
 from benchmarks.step import DIFFUSION, T
 from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
 from pdlib.networks.guided_unet import GuidedUNet
-from pdlib.training.fit import Fit, SliceBank, build_optimizer, diffusion_objective, update
+from pdlib.training.bank import SliceBank
+from pdlib.training.fit import Fit, Learner, update
+from pdlib.training.objectives import diffusion_objective
 from pdlib.workflow import load_profile
 
 OBJECTIVE = diffusion_objective(DIFFUSION, T)
@@ -23,16 +24,12 @@ class Ours:
     def __init__(self, bank: SliceBank, fit: Fit, precision: str):
         torch.manual_seed(0)
         plain = GuidedUNet(**settings()[0]).to(DEVICE, memory_format=torch.channels_last)
-        self.fit, self.average, self.step = fit, copy.deepcopy(plain).requires_grad_(False), 0
-        self.fabric = Fabric(accelerator="auto", devices=1, precision=precision)
-        self.bank = bank.to(DEVICE)
-        self.network, self.optimizer = self.fabric.setup(plain, build_optimizer(plain, fit))
+        self.learner, self.bank, self.step = Learner(plain, fit, DEVICE, precision), bank.to(DEVICE), 0
 
     def __call__(self) -> torch.Tensor:
-        batch = self.bank.draw(self.step, 0, self.fit)
+        batch = self.bank.draw(self.step, 0, self.learner.fit)
         self.step += 1
-        parts = update(self.network, self.average, OBJECTIVE, batch, self.optimizer, self.fit, self.fabric)
-        return parts["train_loss"].detach()
+        return update(self.learner, OBJECTIVE, batch)["train_loss"]
 
 
 class Plain:

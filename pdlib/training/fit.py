@@ -1,24 +1,30 @@
-"""One fit loop for every network, on Lightning Fabric: EMA, safetensors checkpoints, exact resume, best checkpoint."""
+"""One fit loop for every network, on Lightning Fabric: averaged weights, exact resume, the best checkpoint kept.
+
+A training's folder holds best.safetensors (averaged weights; its card's "finished" becomes true when the training
+ends), last.safetensors (all that a resume needs) and, if asked for, step_<updates>.safetensors of each validation.
+"""
 
 import copy
 import json
 import math
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from pdlib.diffusion.sampler import Diffusion
-from pdlib.kernels import ops
-from pdlib.networks.segmenters import segmentation_loss
+from pdlib.training.bank import Batch, SliceBank
+from pdlib.training.objectives import Losses, Objective
+from pdlib.training.weights import Weights, write_weights
+
+OnStep = Callable[[int, Losses], None]  # updates done, and their last loss; reading it makes a GPU wait
+Validate = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -54,218 +60,67 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What an update sees: image [B, 2, h, w], mask [B, C, h, w] in {0, 1}, its number and its own generator."""
-
-    image: Tensor
-    mask: Tensor
-    step: int
-    generator: torch.Generator
-
-
-class SliceBank:
-    """Training slices in memory; the batch of an update depends on (seed, step, rank) alone, so a resume is exact.
+class Training:
+    """One training of a network: how, where it is kept and what computes it.
 
     Args:
-        images: slices [2, H, W] float32, of any sizes; any number of channels, the same for all.
-        masks: slices [C, H, W] in {0, 1}, one channel a class.
-    """
-
-    def __init__(self, images: list[Tensor], masks: list[Tensor]):
-        if not images:
-            raise ValueError("there are no training slices")
-        self.images, self.masks = images, masks
-
-    def to(self, device: torch.device) -> "SliceBank":
-        """The same slices in the memory of a device, where they are then cropped and stacked."""
-        return SliceBank([one.to(device) for one in self.images], [one.to(device) for one in self.masks])
-
-    def draw(self, step: int, rank: int, fit: Fit) -> Batch:
-        """Random crops of random slices, and the generator for whatever else the update draws."""
-        seed = np.random.SeedSequence((fit.seed, step, rank)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(seed) >> 1)
-        rows = torch.randint(len(self.images), (fit.batch_size,), generator=generator).tolist()
-        pairs = [self._crop(torch.cat([self.images[i], self.masks[i]]), fit, generator) for i in rows]
-        image, mask = torch.stack(pairs).tensor_split([len(self.images[0])], dim=1)
-        return Batch(image, mask, step, generator)
-
-    @staticmethod
-    def _crop(pair: Tensor, fit: Fit, generator: torch.Generator) -> Tensor:
-        height, width = fit.crop
-        missing = [max(0, size - have) for size, have in zip(fit.crop, pair.shape[1:], strict=True)]
-        pair = nn.functional.pad(pair, (0, missing[1], 0, missing[0]))
-        top = int(torch.randint(pair.shape[1] - height + 1, (1,), generator=generator))
-        left = int(torch.randint(pair.shape[2] - width + 1, (1,), generator=generator))
-        pair = pair[:, top : top + height, left : left + width]
-        flip = bool(torch.rand(1, generator=generator) < fit.flip_probability)
-        return pair.flip(-1) if flip else pair
-
-
-Losses = dict[str, Tensor]  # parts by name: their sum is minimised, each has its curve
-Objective = Callable[[nn.Module, Batch], Losses]
-
-
-def segmentation_objective(loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
-    """A segmenter's training loss on a batch: loss(logit, mask)."""
-    return lambda network, batch: {"train_loss": loss(network(batch.image), batch.mask)}
-
-
-def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
-    """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max."""
-
-    def objective(network: nn.Module, batch: Batch) -> Losses:
-        _, x_t, t, target = _diffused(diffusion, t_max, batch)
-        output = network(torch.cat([batch.image, x_t], dim=1), t.to(x_t.device))
-        return {"train_loss": nn.functional.mse_loss(output.float(), target)}
-
-    return objective
-
-
-def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Objective:
-    """The simple loss and vlb_weight times the variational bound (Nichol & Dhariwal 2021, Eq. 16), for a network whose
-    second half of channels says the variance. The bound's gradient does not pass the prediction's channels.
-    """
-
-    def objective(network: nn.Module, batch: Batch) -> Losses:
-        x_start, x_t, t, target = _diffused(diffusion, t_max, batch)
-        output, spread = network(torch.cat([batch.image, x_t], dim=1), t.to(x_t.device)).float().chunk(2, dim=1)
-        unclamped = (-math.inf, math.inf)
-        predicted = ops.predict_x_start(diffusion.prediction, output.detach(), x_t, t, diffusion.schedule, unclamped)
-        terms = ops.variational_bound(x_start, predicted, spread, x_t, t, diffusion.schedule, diffusion.codec)
-        bound = t_max * terms.mean()  # the mean over t stands for the bound's sum
-        return {"train_loss": nn.functional.mse_loss(output, target), "vlb_loss": vlb_weight * bound}
-
-    return objective
-
-
-def _diffused(diffusion: Diffusion, t_max: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_start, x_t [B, C, h, w] at random indices t [B] below t_max, and the network's target there."""
-    t = torch.randint(t_max, (len(batch.mask),), generator=batch.generator)
-    noise = torch.randn(batch.mask.shape, generator=batch.generator).to(batch.mask.device)
-    x_start = diffusion.codec.encode(batch.mask)
-    x_t = ops.q_sample(x_start, t, noise, diffusion.schedule)
-    return x_start, x_t, t, ops.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
-
-
-def one_step_objective(
-    diffusion: Diffusion, t_stop: int, mask_only: bool, loss: Callable[[Tensor, Tensor], Tensor]
-) -> Objective:
-    """ADDPM's last network: the mask from the state at index t_stop - 1, where the chain ends; loss(logit, mask)."""
-
-    def objective(network: nn.Module, batch: Batch) -> Losses:
-        noise = torch.randn(batch.mask.shape, generator=batch.generator).to(batch.mask.device)
-        x_t = ops.q_sample(diffusion.codec.encode(batch.mask), t_stop - 1, noise, diffusion.schedule)
-        seen = x_t if mask_only else torch.cat([batch.image, x_t], dim=1)
-        return {"train_loss": loss(network(seen), batch.mask)}
-
-    return objective
-
-
-def probabilistic_objective(beta: float, warmup_steps: int) -> Objective:
-    """The Probabilistic U-Net's bound (Kohl et al. 2018, Eq. 4): cross-entropy of a posterior draw, summed over pixels,
-    and the weighted KL, means over the batch. The weight rises to beta in the first warmup_steps >= 1 updates.
-    """
-
-    def objective(network: nn.Module, batch: Batch) -> Losses:
-        mask = batch.mask
-        fresh = torch.randn(len(mask), network.latent, generator=batch.generator).to(mask.device)
-        logit, kl = network(batch.image, mask=mask, fresh=fresh)
-        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit.float(), mask, reduction="sum")
-        weight = beta * min(1.0, (batch.step + 1) / warmup_steps)
-        return {"reconstruction_loss": cross_entropy / len(mask), "kl_loss": weight * kl.mean()}
-
-    return objective
-
-
-def adversarial_objective(diffusion: Diffusion, t_prime: int) -> Objective:
-    """TDPM's game for x at index t_prime - 1 (Zheng et al. 2022), least squares (Mao et al. 2017), one update for both.
-
-    The generator is told by the discriminator alone: no term pulls its draw to the reference. Adam's beta1 should be
-    0.5: with 0.9 the discriminator wins within a hundred updates.
-    """
-
-    def objective(network: nn.Module, batch: Batch) -> Losses:
-        x_start = diffusion.codec.encode(batch.mask)
-        noise = torch.randn(x_start.shape, generator=batch.generator).to(x_start.device)
-        fresh = torch.randn(len(noise), 1, *noise.shape[2:], generator=batch.generator).to(x_start.device)
-        real = ops.q_sample(x_start, t_prime - 1, noise, diffusion.schedule)
-        fooled, fake, true = (score.float() for score in network(batch.image, real=real, fresh=fresh))
-        d_loss = (fake.square().mean() + (true - 1).square().mean()) / 2
-        return {"g_loss": (fooled - 1).square().mean(), "d_loss": d_loss}
-
-    return objective
-
-
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "segmentation": lambda loss, **options: segmentation_objective(segmentation_loss(loss, **options)),
-    "probabilistic": probabilistic_objective,
-}
-
-
-def build_objective(name: str, **options) -> Objective:
-    """A segmenter's objective from a profile's words, a key of OBJECTIVES and its options; ValueError if unknown."""
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name](**options)
-
-
-def fit_network(
-    network: nn.Module,
-    objective: Objective,
-    bank: SliceBank,
-    validate: Callable[[nn.Module], dict[str, float]],
-    *,
-    select: str,
-    fit: Fit,
-    fabric: Fabric,
-    folder: Path,
-    card: dict,
-    on_step: Callable[[int, Tensor], None],
-) -> pd.DataFrame:
-    """Train, validate the averaged weights, keep the best by the `select` metric (higher wins, the earlier on a tie).
-
-    A killed run goes on from `last.safetensors`, to the same weights; another recipe in the same folder starts anew.
-
-    Args:
+        fit: how long and how to train.
+        folder: where the weights go; a training that was killed goes on from there.
         card: all that is needed to rebuild and use the network; stored in every weights file.
-        on_step: called after each update with (updates done, training loss); reading the loss makes a GPU wait.
-
-    Returns:
-        The history: step, metric, value (a loss is its mean since the last validation).
+        select: the validation's metric that decides which weights are the best: the highest, of equals the earliest.
+        device: a CPU or a CUDA device.
+        precision: "32-true" or "bf16-mixed".
+        on_step: called after each update; None shows a progress bar.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = json.dumps({"fit": asdict(fit), "card": card}, sort_keys=True)
-    average = copy.deepcopy(network).requires_grad_(False).eval()
-    optimizer = build_optimizer(network.to(fabric.device), fit)
-    last = folder / "last.safetensors"
-    done, history, best = _load_progress(last, recipe, network, average, optimizer)
-    if done == 0:
-        for stale in folder.glob("*.safetensors"):
-            stale.unlink()
-    average.to(fabric.device)
-    bank = bank.to(fabric.device)
-    network, optimizer = fabric.setup(network, optimizer)
-    losses: list[Losses] = []
-    for step in range(done, fit.steps):
-        batch = bank.draw(step, fabric.global_rank, fit)
-        parts = update(network, average, objective, batch, optimizer, fit, fabric)
-        losses.append({name: part.detach() for name, part in parts.items()})
-        on_step(step + 1, sum(losses[-1].values()))
-        if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
-            numbers = [{name: part.item() for name, part in parts.items()} for parts in losses]
-            scores = {**pd.DataFrame(numbers).mean(skipna=False).to_dict(), **validate(average)}
-            losses.clear()
-            history += [{"step": step + 1, "metric": metric, "value": value} for metric, value in scores.items()]
-            if fabric.is_global_zero:
-                if fit.keep_validated:
-                    _save(folder / f"step_{step + 1:06d}.safetensors", average.state_dict(), card)
-                score = -np.inf if np.isnan(scores[select]) else scores[select]
-                if best is None or score > best:
-                    best = score
-                    _save(folder / "best.safetensors", average.state_dict(), {**card, "step": step + 1, select: best})
-                _save_progress(last, recipe, step + 1, history, best, network.module, average, optimizer)
-            fabric.barrier()
-    return pd.DataFrame(history, columns=["step", "metric", "value"])
+
+    fit: Fit
+    folder: Path
+    card: dict
+    select: str
+    device: torch.device
+    precision: str
+    on_step: OnStep | None = None
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.safetensors"
+
+    @property
+    def recipe(self) -> str:
+        """What makes it this training and no other: the same text means the same weights."""
+        return json.dumps({"fit": asdict(self.fit), "card": self.card}, sort_keys=True)
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or a weight is not a finite number; the files of the validation before are as they were."""
+
+
+class Learner:
+    """What an update changes: a network, the average of its weights, and its optimizer."""
+
+    def __init__(self, network: nn.Module, fit: Fit, device: torch.device, precision: str):
+        self.fit, self.fabric = fit, build_fabric(device, precision)
+        average = copy.deepcopy(network).requires_grad_(False).eval()
+        optimizer = build_optimizer(network.to(self.fabric.device), fit)
+        self.average = average.to(self.fabric.device)
+        self.network, self.optimizer = self.fabric.setup(network, optimizer)
+
+    def fault(self, step: int) -> str | None:
+        """Which of the averaged weights is the first that is not finite after update `step`; None: all are."""
+        floats = {name: one for name, one in self.average.state_dict().items() if one.is_floating_point()}
+        finite = torch.stack([one.isfinite().all() for one in floats.values()]).tolist()
+        broken = [name for name, good in zip(floats, finite, strict=True) if not good]
+        return f"{broken[0]} is not finite after update {step}" if broken else None
+
+
+def build_fabric(device: torch.device, precision: str) -> Fabric:
+    """Lightning's Fabric on this one device."""
+    devices = 1 if device.index is None or device.type == "cpu" else [device.index]
+    return Fabric(accelerator=device.type, devices=devices, precision=precision)
 
 
 def build_optimizer(network: nn.Module, fit: Fit) -> torch.optim.Optimizer:
@@ -274,26 +129,47 @@ def build_optimizer(network: nn.Module, fit: Fit) -> torch.optim.Optimizer:
     return torch.optim.Adam(network.parameters(), **arguments, fused=True)
 
 
-def update(
-    network: nn.Module,
-    average: nn.Module,
-    objective: Objective,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    fit: Fit,
-    fabric: Fabric,
-) -> Losses:
-    """One update of a network, set up with its optimizer by Fabric, and of its averaged weights."""
-    network.train()
-    for group in optimizer.param_groups:
-        group["lr"] = _learning_rate(batch.step, fit)
+def fit_network(
+    network: nn.Module, objective: Objective, bank: SliceBank, validate: Validate, training: Training
+) -> pd.DataFrame:
+    """Train a network, validate its averaged weights, keep the best.
+
+    A killed training goes on from `last.safetensors`, to the same weights; another recipe in the same folder starts
+    anew. `validate` gets the averaged weights' network and returns its metrics by name.
+
+    Returns the history: step, metric, value (a loss is its mean since the last validation). TrainingDiverged, naming
+    loss, update and the last good checkpoint, where a loss or a weight is not finite; it is looked for at validations.
+    """
+    fit = training.fit
+    learner = Learner(network, fit, training.device, training.precision)
+    progress = resume(learner, training)
+    bank, losses = bank.to(learner.fabric.device), []
+    with _on_step(training, progress.done) as on_step:
+        for step in range(progress.done, fit.steps):
+            losses.append(update(learner, objective, bank.draw(step, learner.fabric.global_rank, fit)))
+            on_step(step + 1, losses[-1])
+            if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
+                means = _mean_losses(losses, learner, progress, training)
+                losses.clear()
+                _keep({**means, **validate(learner.average)}, step + 1, learner, progress, training)
+    if learner.fabric.is_global_zero:
+        _mark_finished(training.best)
+    return pd.DataFrame(progress.history, columns=["step", "metric", "value"])
+
+
+def update(learner: Learner, objective: Objective, batch: Batch) -> Losses:
+    """One update of a network and of its averaged weights; returns the loss's parts, still on the device."""
+    learner.network.train()
+    for group in learner.optimizer.param_groups:
+        group["lr"] = _learning_rate(batch.step, learner.fit)
     torch.manual_seed(batch.generator.initial_seed())  # dropout draws from the global generator
-    parts = objective(network, batch)
-    fabric.backward(sum(parts.values()))
-    optimizer.step()
-    optimizer.zero_grad()
-    _update_average(average, network.module, min(fit.ema_decay, (1 + batch.step) / (10 + batch.step)))
-    return parts
+    parts = objective(learner.network, batch)
+    learner.fabric.backward(sum(parts.values()))
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    decay = min(learner.fit.ema_decay, (1 + batch.step) / (10 + batch.step))
+    _update_average(learner.average, learner.network.module, decay)
+    return {name: part.detach() for name, part in parts.items()}
 
 
 def _learning_rate(step: int, fit: Fit) -> float:
@@ -308,46 +184,94 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
         mine.copy_(theirs)
 
 
-def _save(path: Path, tensors: dict[str, Tensor], card: dict) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"card": json.dumps(card, sort_keys=True)})
-    os.replace(temporary, path)
+@dataclass
+class Progress:
+    """How far a training has come: updates done, the history's rows, the best score."""
+
+    done: int = 0
+    history: list[dict] = field(default_factory=list)
+    best: float | None = None
 
 
-def _save_progress(path, recipe, done, history, best, network, average, optimizer) -> None:
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
+def _mean_losses(losses: list[Losses], learner: Learner, progress: Progress, training: Training) -> dict[str, float]:
+    """The mean of each part of the loss since the last validation; TrainingDiverged where one is not finite."""
+    numbers = pd.DataFrame({name: torch.stack([one[name] for one in losses]).tolist() for name in losses[0]})
+    fault = _first_fault(numbers, progress.done) or learner.fault(progress.done + len(losses))
+    if fault:
+        kept = f"the last good checkpoint is {training.last}, of update {progress.done}"
+        none = f"{training.folder} holds no checkpoint yet"
+        raise TrainingDiverged(f"{fault}; {kept if progress.done else none}")
+    return numbers.mean(skipna=False).to_dict()
+
+
+def _first_fault(losses: pd.DataFrame, done: int) -> str | None:
+    """Which part of the loss is the first that is not finite, and in which update; None: all are finite."""
+    rows, columns = np.nonzero(~np.isfinite(losses.to_numpy()))
+    if not len(rows):
+        return None
+    name = losses.columns[columns[0]]
+    return f"{name} is {losses[name][rows[0]]} in update {done + rows[0] + 1}"
+
+
+def _keep(scores: dict[str, float], step: int, learner: Learner, progress: Progress, training: Training) -> None:
+    """Write what a validation leaves behind: its weights if asked for, the best so far, and the checkpoint."""
+    progress.done = step
+    progress.history += [{"step": step, "metric": metric, "value": value} for metric, value in scores.items()]
+    if learner.fabric.is_global_zero:
+        averaged, score = learner.average.state_dict(), scores[training.select]
+        if training.fit.keep_validated:
+            write_weights(training.folder / f"step_{step:06d}.safetensors", averaged, training.card)
+        score = -math.inf if math.isnan(score) else score
+        if progress.best is None or score > progress.best:
+            progress.best = score
+            about = {"step": step, training.select: score, "finished": False}
+            write_weights(training.best, averaged, {**training.card, **about})
+        _write_checkpoint(learner, progress, training)
+    learner.fabric.barrier()
+
+
+def _mark_finished(best: Path) -> None:
+    """Say in the best weights' card that the training has ended; the weights stay as they are."""
+    weights = Weights.read(best)
+    if not weights.finished:
+        write_weights(best, weights.tensors, {**weights.card, "finished": True})
+
+
+def _write_checkpoint(learner: Learner, progress: Progress, training: Training) -> None:
+    tensors = {f"network.{name}": tensor for name, tensor in learner.network.module.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in learner.average.state_dict().items()}
+    for index, state in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    _save(path, tensors, {"recipe": recipe, "done": done, "history": history, "best": best})
+    write_weights(training.last, tensors, {"recipe": training.recipe, **asdict(progress)})
 
 
-def _load_progress(path, recipe, network, average, optimizer) -> tuple[int, list[dict], float | None]:
-    if not path.exists():
-        return 0, [], None
-    tensors, card = read_weights(path)
-    if card["recipe"] != recipe:
-        return 0, [], None
-    parts = {"network": {}, "average": {}, "optimizer": {}}
-    for name, tensor in tensors.items():
+def resume(learner: Learner, training: Training) -> Progress:
+    """Put a learner where its killed training was; without one of this recipe the folder is emptied and it starts."""
+    stored = Weights.read(training.last) if training.last.exists() and training.best.exists() else None
+    if stored is None or stored.card.get("recipe") != training.recipe:
+        for stale in training.folder.glob("*.safetensors"):
+            stale.unlink()
+        return Progress()
+    parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
+    for name, tensor in stored.tensors.items():
         part, rest = name.split(".", 1)
         parts[part][rest] = tensor
-    network.load_state_dict(parts["network"])
-    average.load_state_dict(parts["average"])
+    learner.network.module.load_state_dict(parts["network"])
+    learner.average.load_state_dict(parts["average"])
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return card["done"], card["history"], card["best"]
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return Progress(**{key: stored.card[key] for key in ("done", "history", "best")})
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and card of a weights file; ValueError naming the file when it is not one of ours."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads(file.metadata()["card"])
-            return {name: file.get_tensor(name) for name in file.keys()}, card
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable weights file ({error})") from error
+@contextmanager
+def _on_step(training: Training, done: int) -> Iterator[OnStep]:
+    """The training's own on_step, or a progress bar that starts at the updates done."""
+    if training.on_step is not None:
+        yield training.on_step
+        return
+    with tqdm(total=training.fit.steps, initial=done, unit="update", desc=training.folder.name) as bar:
+        yield lambda step, losses: bar.update(step - bar.n)

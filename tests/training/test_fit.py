@@ -7,25 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning_fabric import Fabric
-from safetensors.torch import save_file
 from torch import nn
 
 from pdlib.diffusion.sampler import Chain, sample
 from pdlib.inference.volumes import build_diffusion
 from pdlib.kernels import noise
 from pdlib.networks.guided_unet import GuidedUNet
-from pdlib.training.fit import (
-    Batch,
-    Fit,
-    SliceBank,
-    diffusion_objective,
-    fit_network,
-    hybrid_objective,
-    one_step_objective,
-    read_weights,
-    segmentation_objective,
-)
+from pdlib.training.bank import SliceBank
+from pdlib.training.fit import Fit, Learner, Training, TrainingDiverged, fit_network, update
+from pdlib.training.objectives import diffusion_objective, segmentation_objective
+from pdlib.training.weights import Weights
 
 PLAN = Fit(
     steps=7,
@@ -66,23 +57,22 @@ def likelihood(network):
         return {"score": -float(nn.functional.binary_cross_entropy_with_logits(network(image), mask))}
 
 
-def fit_small(folder, *, plan=PLAN, card=None, network=None, objective=None, validate=likelihood, on_step=None):
+def silent(step, losses):
+    """Show no progress."""
+
+
+def fit_small(folder, *, plan=PLAN, card=None, network=None, objective=None, validate=likelihood, on_step=silent):
     return fit_network(
         network or small_network(),
         objective or segmentation_objective(nn.functional.binary_cross_entropy_with_logits),
         small_bank(),
         validate,
-        select="score",
-        fit=plan,
-        fabric=Fabric(accelerator="cpu", devices=1),
-        folder=folder,
-        card=card or {"kind": "test"},
-        on_step=on_step or (lambda step, loss: None),
+        Training(plan, folder, card or {"kind": "test"}, "score", torch.device("cpu"), "32-true", on_step),
     )
 
 
 def kill_after(step):
-    def on_step(done, loss):
+    def on_step(done, losses):
         if done == step:
             raise Killed
 
@@ -149,6 +139,80 @@ def test_another_recipe_in_the_same_folder_starts_anew(tmp_path, changed):
     assert contents(tmp_path / "used") == contents(tmp_path / "fresh")
 
 
+def test_a_folder_without_its_best_weights_starts_anew(tmp_path, uninterrupted):
+    fit_small(tmp_path)
+    (tmp_path / "best.safetensors").unlink()
+    fit_small(tmp_path)
+    assert contents(tmp_path) == uninterrupted[1]
+
+
+def finished(folder):
+    return Weights.read(folder / "best.safetensors").finished
+
+
+def test_best_weights_say_whether_their_training_has_ended(tmp_path):
+    """From the first validation to the last the answer is no, also after a kill in between and while resuming."""
+    seen = []
+
+    def validate(network):
+        seen.append((tmp_path / "best.safetensors").exists() and finished(tmp_path))
+        return likelihood(network)
+
+    with pytest.raises(Killed):
+        fit_small(tmp_path, on_step=kill_after(7), validate=validate)
+    assert not finished(tmp_path)
+    fit_small(tmp_path, validate=validate)
+    assert len(seen) == 4 and not any(seen)
+    assert finished(tmp_path)
+
+
+def test_a_kill_before_the_last_mark_is_made_good(tmp_path, uninterrupted, monkeypatch):
+    def killed(best):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("pdlib.training.fit._mark_finished", killed)
+        fit_small(tmp_path)
+    assert not finished(tmp_path)
+    fit_small(tmp_path, on_step=kill_after(1))
+    assert contents(tmp_path) == uninterrupted[1]
+
+
+def broken_from(step, value=math.nan):
+    """The small segmenter's objective, whose loss is not finite from the update with this number (from 1) on."""
+    healthy = segmentation_objective(nn.functional.binary_cross_entropy_with_logits)
+
+    def objective(network, batch):
+        (loss,) = healthy(network, batch).values()
+        return {"plain_loss": loss, "odd_loss": loss * (value if batch.step + 1 >= step else 1.0)}
+
+    return objective
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_training_and_the_files_of_before_stay(tmp_path, value):
+    with pytest.raises(Killed):
+        fit_small(tmp_path, objective=broken_from(99), on_step=kill_after(3))
+    before = contents(tmp_path)
+    assert before.keys() == {"best.safetensors", "last.safetensors", "step_000002.safetensors"}
+    said = rf"odd_loss is {value} in update 3; the last good checkpoint is {tmp_path}/last.safetensors, of update 2"
+    for _ in range(2):
+        with pytest.raises(TrainingDiverged, match=said):
+            fit_small(tmp_path, objective=broken_from(3, value))
+        assert contents(tmp_path) == before
+    fit_small(tmp_path, objective=broken_from(99))
+    fit_small(tmp_path / "healthy", objective=broken_from(99))
+    assert {**contents(tmp_path / "healthy")} == {
+        path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")
+    }
+
+
+def test_a_loss_that_is_not_finite_from_the_start_leaves_nothing(tmp_path):
+    with pytest.raises(TrainingDiverged, match=rf"odd_loss is nan in update 1; {tmp_path} holds no checkpoint yet"):
+        fit_small(tmp_path, objective=broken_from(1))
+    assert contents(tmp_path) == {}
+
+
 class Slope(nn.Module):
     """One number; the loss is that number, so its gradient is 1 and each Adam update subtracts the learning rate."""
 
@@ -158,6 +222,30 @@ class Slope(nn.Module):
 
     def forward(self, image):
         return self.place
+
+
+class Root(Slope):
+    """Its loss stays finite while its gradient does not: sqrt at 0."""
+
+    def forward(self, image):
+        return (self.place * 0).sqrt()
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path):
+    """The loss before the last update says nothing of the weights after it."""
+    plan = replace(PLAN, steps=1, validate_every=1)
+    with pytest.raises(TrainingDiverged, match="place is not finite after update 1"):
+        fit_small(tmp_path, plan=plan, network=Root(), objective=lambda network, batch: {"loss": network(batch).sum()})
+    assert contents(tmp_path) == {}
+
+
+def test_both_sides_of_a_game_are_watched(tmp_path):
+    def objective(network, batch):
+        loss = network(batch.image).square().mean()
+        return {"g_loss": loss, "d_loss": loss * math.nan}
+
+    with pytest.raises(TrainingDiverged, match="d_loss is nan in update 1"):
+        fit_small(tmp_path, objective=objective)
 
 
 def fit_slope(tmp_path, **changes):
@@ -200,10 +288,10 @@ def test_the_best_is_the_highest_and_of_equals_the_first(tmp_path, scores, kept)
     given = iter(scores)
     plan = replace(PLAN, steps=4, validate_every=1)
     history = fit_small(tmp_path, plan=plan, card={"kind": "test"}, validate=lambda network: {"score": next(given)})
-    best, card = read_weights(tmp_path / "best.safetensors")
-    assert card == {"kind": "test", "step": kept, "score": scores[kept - 1]}
-    then, _ = read_weights(tmp_path / f"step_{kept:06d}.safetensors")
-    assert all(torch.equal(best[name], then[name]) for name in best)
+    best = Weights.read(tmp_path / "best.safetensors")
+    assert best.card == {"kind": "test", "step": kept, "score": scores[kept - 1], "finished": True}
+    then = Weights.read(tmp_path / f"step_{kept:06d}.safetensors").tensors
+    assert all(torch.equal(best.tensors[name], then[name]) for name in then)
     assert history[history.metric == "score"].value.tolist() == scores
 
 
@@ -214,175 +302,10 @@ def test_only_the_best_is_kept_unless_asked(tmp_path):
 
 def test_history_holds_the_mean_loss_since_the_last_validation(tmp_path):
     losses = []
-    history = fit_small(tmp_path, on_step=lambda step, loss: losses.append(loss.item()))
+    history = fit_small(tmp_path, on_step=lambda step, parts: losses.append(parts["train_loss"].item()))
     rows = history[history.metric == "train_loss"].set_index("step").value
     expected = {2: losses[0:2], 4: losses[2:4], 6: losses[4:6], 7: losses[6:]}
     assert rows.to_dict() == pytest.approx({step: np.mean(part) for step, part in expected.items()})
-
-
-def test_a_batch_depends_on_seed_step_and_rank_alone():
-    def batch(step=3, rank=1, seed=0):
-        drawn = small_bank().draw(step, rank, replace(PLAN, seed=seed))
-        return torch.cat([drawn.image.flatten(), drawn.mask.flatten(), torch.rand(2, generator=drawn.generator)])
-
-    torch.manual_seed(5)
-    assert torch.equal(batch(), batch())
-    assert all(not torch.equal(batch(), other) for other in (batch(step=4), batch(rank=0), batch(seed=1)))
-
-
-def numbered(height, width):
-    """A slice whose pixels all differ; the mask marks the one at (1, 1)."""
-    image = torch.arange(1.0, 1 + height * width).reshape(1, height, width)
-    mask = torch.zeros(1, height, width)
-    mask[0, 1, 1] = 1
-    return torch.cat([image, -image]), mask
-
-
-def crops(size, crop, flip, batch=200):
-    image, mask = numbered(*size)
-    plan = replace(PLAN, crop=crop, flip_probability=flip, batch_size=batch)
-    drawn = SliceBank([image], [mask]).draw(0, 0, plan)
-    images, masks = drawn.image, drawn.mask
-    assert images.shape == (batch, 2, *crop) and masks.shape == (batch, 1, *crop)
-    assert torch.equal(images[:, 0], -images[:, 1])
-    assert torch.equal(masks[:, 0] == 1, images[:, 0] == 1 * size[1] + 2), "mask and image are cut alike"
-    return images[:, 0]
-
-
-def test_every_crop_offset_is_reached_the_last_included():
-    corners = {divmod(int(crop[0, 0]) - 1, 4) for crop in crops((5, 4), (3, 2), flip=0.0)}
-    assert corners == {(top, left) for top in range(3) for left in range(3)}
-
-
-def test_a_slice_as_large_as_the_crop_is_taken_whole():
-    assert (crops((5, 4), (5, 4), flip=0.0) == numbered(5, 4)[0][0]).all()
-
-
-def test_a_smaller_slice_is_padded_with_zeros():
-    padded = torch.zeros(5, 6)
-    padded[:3, :4] = numbered(3, 4)[0][0]
-    assert (crops((3, 4), (5, 6), flip=0.0) == padded).all()
-
-
-def test_flips_are_left_to_right_and_as_frequent_as_asked():
-    whole = numbered(5, 4)[0][0]
-    assert (crops((5, 4), (5, 4), flip=1.0) == whole.flip(1)).all()
-    flipped = (crops((5, 4), (5, 4), flip=0.25, batch=2000)[:, 0, 0] == 4).float().mean()
-    assert float(flipped) == pytest.approx(0.25, abs=0.04)
-
-
-def test_no_slices_is_said():
-    with pytest.raises(ValueError, match="no training slices"):
-        SliceBank([], [])
-
-
-def diffusion(prediction, codec="zero_one"):
-    schedule = {"name": "cosine", "steps": 1000, "offset": 0.008, "max_beta": 0.999}
-    return build_diffusion(schedule=schedule, codec=codec, prediction=prediction)
-
-
-def cosine_abar(t):
-    """In closed form, from paper time t = k + 1; max_beta is reached only at the very end."""
-    f = np.cos((np.append(0, t) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
-    return (f[1:] / f[0]).reshape(-1, 1, 1, 1)
-
-
-@pytest.mark.parametrize("codec", ["zero_one", "minus_one_one"])
-@pytest.mark.parametrize("prediction", ["eps", "v", "x_start"])
-def test_diffusion_loss_is_the_hand_written_one(prediction, codec):
-    rng = torch.Generator().manual_seed(2)
-    image, mask = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 1, 5, 4, generator=rng) < 0.3).float()
-
-    def network(x, t):
-        return 0.3 * x[:, 2:] + 0.2 * x[:, :1] - 0.1 * x[:, 1:2] + t.reshape(-1, 1, 1, 1) / 1000
-
-    objective = diffusion_objective(diffusion(prediction, codec), 900)
-    loss = objective(network, Batch(image, mask, 0, torch.Generator().manual_seed(7)))["train_loss"]
-
-    again = torch.Generator().manual_seed(7)
-    k = torch.randint(900, (6,), generator=again).numpy()
-    eps = torch.randn(6, 1, 5, 4, generator=again).double().numpy()
-    abar, (flair, t1) = cosine_abar(k + 1), image.double().numpy().swapaxes(0, 1)[:, :, None]
-    x_0 = mask.double().numpy() * (2 if codec == "minus_one_one" else 1) - (codec == "minus_one_one")
-    x_t = np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * eps
-    target = {"eps": eps, "x_start": x_0, "v": np.sqrt(abar) * eps - np.sqrt(1 - abar) * x_0}[prediction]
-    output = 0.3 * x_t + 0.2 * flair - 0.1 * t1 + k.reshape(-1, 1, 1, 1) / 1000
-    assert loss.item() == pytest.approx(np.mean((output - target) ** 2), rel=1e-5)
-
-
-def test_the_bound_teaches_the_variance_and_the_simple_loss_the_prediction():
-    """In the hybrid loss neither half of the network's channels feels the other's part."""
-    rng = torch.Generator().manual_seed(2)
-    image, mask = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 1, 5, 4, generator=rng) < 0.3).float()
-    network = torch.nn.Conv2d(3, 2, 1)
-    setting = diffusion("eps")
-
-    def parts(vlb_weight=0.001):
-        batch = Batch(image, mask, 0, torch.Generator().manual_seed(7))
-        return hybrid_objective(setting, 1000, vlb_weight)(lambda x, t: network(x), batch)
-
-    def gradient(loss):
-        return torch.autograd.grad(loss, network.weight)[0].abs().sum((1, 2, 3))
-
-    hybrid = parts()
-    assert (gradient(hybrid["train_loss"]) > 0).tolist() == [True, False]
-    hybrid = parts()
-    assert (gradient(hybrid["vlb_loss"]) > 0).tolist() == [False, True]
-    assert float(parts(0.002)["vlb_loss"]) == pytest.approx(2 * float(hybrid["vlb_loss"]))
-
-    first = diffusion_objective(setting, 1000)
-    alone = first(lambda x, t: network(x)[:, :1], Batch(image, mask, 0, torch.Generator().manual_seed(7)))
-    assert float(alone["train_loss"]) == pytest.approx(float(hybrid["train_loss"]))
-
-
-def test_every_index_below_t_max_is_trained_and_no_other():
-    seen = []
-
-    def network(x, t):
-        seen.extend(t.tolist())
-        return x[:, 2:]
-
-    objective = diffusion_objective(diffusion("eps"), 8)
-    empty = torch.zeros(400, 2, 1, 1)
-    objective(network, Batch(empty, empty[:, :1], 0, torch.Generator().manual_seed(0)))
-    assert set(seen) == set(range(8))
-
-
-@pytest.mark.parametrize("mask_only", [False, True])
-def test_the_last_network_of_addpm_learns_the_mask_from_its_own_noise_level(mask_only):
-    rng = torch.Generator().manual_seed(2)
-    image, mask = torch.randn(5, 2, 6, 4, generator=rng), (torch.rand(5, 1, 6, 4, generator=rng) < 0.3).float()
-    seen = []
-
-    def network(x):
-        seen.append(x)
-        return x[:, -1:]
-
-    objective = one_step_objective(diffusion("eps"), 250, mask_only, nn.functional.mse_loss)
-    loss = objective(network, Batch(image, mask, 0, torch.Generator().manual_seed(7)))["train_loss"]
-    eps = torch.randn(5, 1, 6, 4, generator=torch.Generator().manual_seed(7)).double().numpy()
-    abar = cosine_abar(np.full(1, 250)).item()  # paper time 250: index 249
-    x_t = np.sqrt(abar) * mask.double().numpy() + np.sqrt(1 - abar) * eps
-    assert abar == pytest.approx(0.84701216, abs=1e-8)
-    np.testing.assert_allclose(seen[0][:, -1:], x_t, atol=1e-5)
-    assert seen[0].shape[1] == (1 if mask_only else 3) and (mask_only or torch.equal(seen[0][:, :2], image))
-    assert loss.item() == pytest.approx(np.mean((x_t - mask.double().numpy()) ** 2), rel=1e-4)
-
-
-def test_bad_weights_files_are_named(tmp_path):
-    path = tmp_path / "best.safetensors"
-    fit_small(tmp_path)
-    whole = path.read_bytes()
-    for damage in (lambda: path.write_text("text"), lambda: path.write_bytes(b""), path.unlink):
-        damage()
-        with pytest.raises(ValueError, match=f"{path}: not a readable weights file"):
-            read_weights(path)
-    path.write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match=f"{path}: not a readable weights file"):
-        read_weights(path)
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=f"{path}: not a readable weights file"):
-        read_weights(path)
 
 
 def test_a_denoiser_learns_two_masks_by_heart(tmp_path):
@@ -408,17 +331,13 @@ def test_a_denoiser_learns_two_masks_by_heart(tmp_path):
         middle_attention=False,
     )
     plan = replace(PLAN, steps=60, batch_size=4, crop=(10, 10), flip_probability=0.0, learning_rate=0.01)
+    plan = replace(plan, validate_every=30, keep_validated=False, weight_decay=0.0)
     history = fit_network(
         network,
         diffusion_objective(setting, 20),
         SliceBank(list(image), list(mask)),
         lambda average: {"score": 0.0},
-        select="score",
-        fit=replace(plan, validate_every=30, keep_validated=False, weight_decay=0.0),
-        fabric=Fabric(accelerator="cpu", devices=1),
-        folder=tmp_path,
-        card={},
-        on_step=lambda step, loss: None,
+        Training(plan, tmp_path, {}, "score", torch.device("cpu"), "32-true", silent),
     )
     loss = history[history.metric == "train_loss"].value
     assert loss.iloc[-1] < 0.5 * loss.iloc[0]
@@ -428,3 +347,23 @@ def test_a_denoiser_learns_two_masks_by_heart(tmp_path):
         drawn = sample(network.eval(), image, 0 * mask, chain=chain, diffusion=setting, streams=streams) >= 0.5
     for one, reference in zip(drawn, mask, strict=True):
         assert 2 * float((one * reference).sum()) / float(one.sum() + reference.sum()) > 0.95
+
+
+def test_progress_is_shown_unless_somebody_else_does(tmp_path, capsys):
+    training = Training(PLAN, tmp_path / "tiny", {}, "score", torch.device("cpu"), "32-true")
+    objective = segmentation_objective(nn.functional.binary_cross_entropy_with_logits)
+    fit_network(small_network(), objective, small_bank(), likelihood, training)
+    assert "tiny: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_update_does_not_wait_for_the_gpu():
+    device = torch.device("cuda")
+    bank, learner = small_bank().to(device), Learner(small_network(), PLAN, device, "32-true")
+    objective = segmentation_objective(nn.functional.binary_cross_entropy_with_logits)
+    update(learner, objective, bank.draw(0, 0, PLAN))  # sets up what waits once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        update(learner, objective, bank.draw(1, 0, PLAN))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,125 @@
+"""What the networks are trained to do: a function of the network and a batch, to named parts of a loss."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pdlib.diffusion import formulas
+from pdlib.diffusion.sampler import Diffusion
+from pdlib.networks.segmenters import segmentation_loss
+from pdlib.training.bank import Batch
+
+Losses = dict[str, Tensor]  # parts by name: their sum is minimised, each has its curve
+Objective = Callable[[nn.Module, Batch], Losses]
+
+
+def segmentation_objective(loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+    """A segmenter's training loss on a batch: loss(logit, mask)."""
+    return lambda network, batch: {"train_loss": loss(network(batch.image), batch.mask)}
+
+
+def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
+    """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max."""
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        _, x_t, t, target = _diffused(diffusion, t_max, batch)
+        output = network(torch.cat([batch.image, x_t], dim=1), t.to(x_t.device, non_blocking=True))
+        return {"train_loss": nn.functional.mse_loss(output.float(), target)}
+
+    return objective
+
+
+def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Objective:
+    """The simple loss and vlb_weight times the variational bound in bits (Nichol & Dhariwal 2021, Eq. 16), as
+    guided-diffusion counts it, for a network whose second half of channels gives the variance. The bound's gradient
+    does not pass through the prediction's channels.
+    """
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        x_start, x_t, t, target = _diffused(diffusion, t_max, batch)
+        seen = torch.cat([batch.image, x_t], dim=1)
+        output, model_var_values = network(seen, t.to(x_t.device, non_blocking=True)).float().chunk(2, dim=1)
+        detached, everything = output.detach(), (-math.inf, math.inf)
+        pred_x_start = formulas.predict_x_start(diffusion.prediction, detached, x_t, t, diffusion.schedule, everything)
+        terms = formulas.variational_bound(x_start, pred_x_start, model_var_values, x_t, t, diffusion)
+        bound = t_max * terms.mean()  # the mean over t stands for the bound's sum
+        return {"train_loss": nn.functional.mse_loss(output, target), "vlb_loss": vlb_weight * bound}
+
+    return objective
+
+
+def _diffused(diffusion: Diffusion, t_max: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_start, x_t [B, C, h, w] at random indices t [B] below t_max, and the network's target there."""
+    t = torch.randint(t_max, (len(batch.mask),), generator=batch.generator)
+    noise = _normal(batch.mask.shape, batch)
+    x_start = diffusion.codec.encode(batch.mask)
+    x_t = formulas.q_sample(x_start, t, noise, diffusion.schedule)
+    return x_start, x_t, t, formulas.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
+
+
+def _normal(shape: tuple[int, ...], batch: Batch) -> Tensor:
+    """Gaussian numbers of the batch's generator on the batch's device; a GPU does not wait for them."""
+    return torch.randn(shape, generator=batch.generator).to(batch.mask.device, non_blocking=True)
+
+
+def one_step_objective(
+    diffusion: Diffusion, t_stop: int, mask_only: bool, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Objective:
+    """ADDPM's last network: the mask from the state at index t_stop - 1, where the chain ends; loss(logit, mask)."""
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        noise = _normal(batch.mask.shape, batch)
+        x_t = formulas.q_sample(diffusion.codec.encode(batch.mask), t_stop - 1, noise, diffusion.schedule)
+        seen = x_t if mask_only else torch.cat([batch.image, x_t], dim=1)
+        return {"train_loss": loss(network(seen), batch.mask)}
+
+    return objective
+
+
+def probabilistic_objective(beta: float, warmup_steps: int) -> Objective:
+    """The Probabilistic U-Net's bound (Kohl et al. 2018, Eq. 4): cross-entropy of a posterior draw, summed over pixels,
+    and the weighted KL, means over the batch. The weight rises to beta in the first warmup_steps >= 1 updates.
+    """
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        mask = batch.mask
+        logit, kl = network(batch.image, mask=mask, fresh=_normal((len(mask), network.latent), batch))
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit.float(), mask, reduction="sum")
+        weight = beta * min(1.0, (batch.step + 1) / warmup_steps)
+        return {"reconstruction_loss": cross_entropy / len(mask), "kl_loss": weight * kl.mean()}
+
+    return objective
+
+
+def adversarial_objective(diffusion: Diffusion, t_prime: int) -> Objective:
+    """TDPM's game for x at index t_prime - 1 (Zheng et al. 2022), least squares (Mao et al. 2017), one update for both.
+
+    The discriminator alone teaches the generator: no term pulls its draw to the reference. Adam's beta1 should be 0.5:
+    with 0.9 the discriminator wins within a hundred updates.
+    """
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        x_start = diffusion.codec.encode(batch.mask)
+        noise = _normal(x_start.shape, batch)
+        fresh = _normal((len(noise), 1, *noise.shape[2:]), batch)
+        real = formulas.q_sample(x_start, t_prime - 1, noise, diffusion.schedule)
+        fooled, fake, true = (score.float() for score in network(batch.image, real=real, fresh=fresh))
+        d_loss = (fake.square().mean() + (true - 1).square().mean()) / 2
+        return {"g_loss": (fooled - 1).square().mean(), "d_loss": d_loss}
+
+    return objective
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "segmentation": lambda loss, **options: segmentation_objective(segmentation_loss(loss, **options)),
+    "probabilistic": probabilistic_objective,
+}
+
+
+def build_objective(name: str, **options) -> Objective:
+    """A segmenter's objective from a profile's words, a key of OBJECTIVES and its options; ValueError if unknown."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
+    return OBJECTIVES[name](**options)

@@ -1,0 +1,86 @@
+"""Batches: what they depend on, and how slices are cropped, padded and flipped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pdlib.training.bank import SliceBank
+from pdlib.training.fit import Fit
+
+PLAN = Fit(
+    steps=7,
+    batch_size=3,
+    crop=(6, 5),
+    flip_probability=0.5,
+    learning_rate=0.05,
+    final_learning_rate=0.0,
+    weight_decay=0.0,
+    betas=(0.9, 0.999),
+    ema_decay=0.9,
+    validate_every=2,
+    keep_validated=True,
+    seed=0,
+)
+
+
+def small_bank():
+    rng = torch.Generator().manual_seed(1)
+    images = [torch.randn(2, 9, 8, generator=rng), torch.randn(2, 6, 7, generator=rng)]
+    return SliceBank(images, [(image[:1] > 0.5).float() for image in images])
+
+
+def test_a_batch_depends_on_seed_step_and_rank_alone():
+    def batch(step=3, rank=1, seed=0):
+        drawn = small_bank().draw(step, rank, replace(PLAN, seed=seed))
+        return torch.cat([drawn.image.flatten(), drawn.mask.flatten(), torch.rand(2, generator=drawn.generator)])
+
+    torch.manual_seed(5)
+    assert torch.equal(batch(), batch())
+    assert all(not torch.equal(batch(), other) for other in (batch(step=4), batch(rank=0), batch(seed=1)))
+
+
+def numbered(height, width):
+    """A slice whose pixels all differ; the mask marks the one at (1, 1)."""
+    image = torch.arange(1.0, 1 + height * width).reshape(1, height, width)
+    mask = torch.zeros(1, height, width)
+    mask[0, 1, 1] = 1
+    return torch.cat([image, -image]), mask
+
+
+def crops(size, crop, flip, batch=200):
+    image, mask = numbered(*size)
+    plan = replace(PLAN, crop=crop, flip_probability=flip, batch_size=batch)
+    drawn = SliceBank([image], [mask]).draw(0, 0, plan)
+    images, masks = drawn.image, drawn.mask
+    assert images.shape == (batch, 2, *crop) and masks.shape == (batch, 1, *crop)
+    assert torch.equal(images[:, 0], -images[:, 1])
+    assert torch.equal(masks[:, 0] == 1, images[:, 0] == 1 * size[1] + 2), "mask and image are cut alike"
+    return images[:, 0]
+
+
+def test_every_crop_offset_is_reached_the_last_included():
+    corners = {divmod(int(crop[0, 0]) - 1, 4) for crop in crops((5, 4), (3, 2), flip=0.0)}
+    assert corners == {(top, left) for top in range(3) for left in range(3)}
+
+
+def test_a_slice_as_large_as_the_crop_is_taken_whole():
+    assert (crops((5, 4), (5, 4), flip=0.0) == numbered(5, 4)[0][0]).all()
+
+
+def test_a_smaller_slice_is_padded_with_zeros():
+    padded = torch.zeros(5, 6)
+    padded[:3, :4] = numbered(3, 4)[0][0]
+    assert (crops((3, 4), (5, 6), flip=0.0) == padded).all()
+
+
+def test_flips_are_left_to_right_and_as_frequent_as_asked():
+    whole = numbered(5, 4)[0][0]
+    assert (crops((5, 4), (5, 4), flip=1.0) == whole.flip(1)).all()
+    flipped = (crops((5, 4), (5, 4), flip=0.25, batch=2000)[:, 0, 0] == 4).float().mean()
+    assert float(flipped) == pytest.approx(0.25, abs=0.04)
+
+
+def test_no_slices_is_said():
+    with pytest.raises(ValueError, match="no training slices"):
+        SliceBank([], [])

@@ -1,0 +1,103 @@
+"""The losses against hand-written ones."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pdlib.inference.volumes import build_diffusion
+from pdlib.training.bank import Batch
+from pdlib.training.objectives import diffusion_objective, hybrid_objective, one_step_objective
+
+
+def diffusion(prediction, codec="zero_one"):
+    schedule = {"name": "cosine", "steps": 1000, "offset": 0.008, "max_beta": 0.999}
+    return build_diffusion(schedule=schedule, codec=codec, prediction=prediction)
+
+
+def cosine_abar(t):
+    """In closed form, from paper time t = k + 1; max_beta is reached only at the very end."""
+    f = np.cos((np.append(0, t) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    return (f[1:] / f[0]).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("codec", ["zero_one", "minus_one_one"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_start"])
+def test_diffusion_loss_is_the_hand_written_one(prediction, codec):
+    rng = torch.Generator().manual_seed(2)
+    image, mask = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 1, 5, 4, generator=rng) < 0.3).float()
+
+    def network(x, t):
+        return 0.3 * x[:, 2:] + 0.2 * x[:, :1] - 0.1 * x[:, 1:2] + t.reshape(-1, 1, 1, 1) / 1000
+
+    objective = diffusion_objective(diffusion(prediction, codec), 900)
+    loss = objective(network, Batch(image, mask, 0, torch.Generator().manual_seed(7)))["train_loss"]
+
+    again = torch.Generator().manual_seed(7)
+    k = torch.randint(900, (6,), generator=again).numpy()
+    eps = torch.randn(6, 1, 5, 4, generator=again).double().numpy()
+    abar, (flair, t1) = cosine_abar(k + 1), image.double().numpy().swapaxes(0, 1)[:, :, None]
+    x_0 = mask.double().numpy() * (2 if codec == "minus_one_one" else 1) - (codec == "minus_one_one")
+    x_t = np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * eps
+    target = {"eps": eps, "x_start": x_0, "v": np.sqrt(abar) * eps - np.sqrt(1 - abar) * x_0}[prediction]
+    output = 0.3 * x_t + 0.2 * flair - 0.1 * t1 + k.reshape(-1, 1, 1, 1) / 1000
+    assert loss.item() == pytest.approx(np.mean((output - target) ** 2), rel=1e-5)
+
+
+def test_the_bound_teaches_the_variance_and_the_simple_loss_the_prediction():
+    """In the hybrid loss neither half of the network's channels feels the other's part."""
+    rng = torch.Generator().manual_seed(2)
+    image, mask = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 1, 5, 4, generator=rng) < 0.3).float()
+    network = torch.nn.Conv2d(3, 2, 1)
+    setting = diffusion("eps")
+
+    def parts(vlb_weight=0.001):
+        batch = Batch(image, mask, 0, torch.Generator().manual_seed(7))
+        return hybrid_objective(setting, 1000, vlb_weight)(lambda x, t: network(x), batch)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, network.weight)[0].abs().sum((1, 2, 3))
+
+    hybrid = parts()
+    assert (gradient(hybrid["train_loss"]) > 0).tolist() == [True, False]
+    hybrid = parts()
+    assert (gradient(hybrid["vlb_loss"]) > 0).tolist() == [False, True]
+    assert float(parts(0.002)["vlb_loss"]) == pytest.approx(2 * float(hybrid["vlb_loss"]))
+
+    first = diffusion_objective(setting, 1000)
+    alone = first(lambda x, t: network(x)[:, :1], Batch(image, mask, 0, torch.Generator().manual_seed(7)))
+    assert float(alone["train_loss"]) == pytest.approx(float(hybrid["train_loss"]))
+
+
+def test_every_index_below_t_max_is_trained_and_no_other():
+    seen = []
+
+    def network(x, t):
+        seen.extend(t.tolist())
+        return x[:, 2:]
+
+    objective = diffusion_objective(diffusion("eps"), 8)
+    empty = torch.zeros(400, 2, 1, 1)
+    objective(network, Batch(empty, empty[:, :1], 0, torch.Generator().manual_seed(0)))
+    assert set(seen) == set(range(8))
+
+
+@pytest.mark.parametrize("mask_only", [False, True])
+def test_the_last_network_of_addpm_learns_the_mask_from_its_own_noise_level(mask_only):
+    rng = torch.Generator().manual_seed(2)
+    image, mask = torch.randn(5, 2, 6, 4, generator=rng), (torch.rand(5, 1, 6, 4, generator=rng) < 0.3).float()
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return x[:, -1:]
+
+    objective = one_step_objective(diffusion("eps"), 250, mask_only, nn.functional.mse_loss)
+    loss = objective(network, Batch(image, mask, 0, torch.Generator().manual_seed(7)))["train_loss"]
+    eps = torch.randn(5, 1, 6, 4, generator=torch.Generator().manual_seed(7)).double().numpy()
+    abar = cosine_abar(np.full(1, 250)).item()  # paper time 250: index 249
+    x_t = np.sqrt(abar) * mask.double().numpy() + np.sqrt(1 - abar) * eps
+    assert abar == pytest.approx(0.84701216, abs=1e-8)
+    np.testing.assert_allclose(seen[0][:, -1:], x_t, atol=1e-5)
+    assert seen[0].shape[1] == (1 if mask_only else 3) and (mask_only or torch.equal(seen[0][:, :2], image))
+    assert loss.item() == pytest.approx(np.mean((x_t - mask.double().numpy()) ** 2), rel=1e-4)
