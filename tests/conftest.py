@@ -10,27 +10,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from pdlib.data import folds as splits
 from pdlib.data import wmh
 from pdlib.diffusion.sampler import Chain
 from pdlib.evaluation import records
-from pdlib.inference.volumes import BUILDERS, build_diffusion
+from pdlib.inference.volumes import build_diffusion
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import segmentation_loss
 from pdlib.paths import Layout
 from pdlib.study import experiment
-from pdlib.training.fit import (
-    Fit,
+from pdlib.training.fit import Fit, Training, fit_network
+from pdlib.training.objectives import (
     adversarial_objective,
     diffusion_objective,
-    fit_network,
     hybrid_objective,
     one_step_objective,
     probabilistic_objective,
     segmentation_objective,
 )
+from pdlib.training.weights import BUILDERS
 
 torch.set_num_threads(1)
 
@@ -186,18 +185,16 @@ def train(made: Trained) -> None:
 
     def fitted(name, kind, network, objective, validate, seed=0, **card):
         torch.manual_seed(seed)
-        fit_network(
-            BUILDERS[kind](**network),
-            objective,
-            bank,
-            validate,
-            select="dice",
-            fit=replace(FIT, seed=seed),
-            fabric=Fabric(accelerator="cpu", devices=1),
-            folder=made.place.weights(name),
-            card={"kind": kind, "network": network, "data": run.grid_card(), **card},
-            on_step=lambda step, loss: None,
+        training = Training(
+            replace(FIT, seed=seed),
+            made.place.weights(name),
+            {"kind": kind, "network": network, "data": run.grid_card(), **card},
+            "dice",
+            torch.device("cpu"),
+            "32-true",
+            lambda step, losses: None,
         )
+        fit_network(BUILDERS[kind](**network), objective, bank, validate, training)
 
     def segmented(average):
         return experiment.segmenter_dice(run, average)

@@ -4,7 +4,6 @@ Volumes have one class (white matter lesions); `slices` carries any number.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,10 +22,9 @@ from pdlib.diffusion.schedule import build_schedule
 from pdlib.inference.slices import OnBatch, OneStep, Timed, draw_slices, sample_slices
 from pdlib.kernels import noise, ops
 from pdlib.kernels.noise import Streams
-from pdlib.networks.generators import ConditionalGan, build_generator
-from pdlib.networks.guided_unet import GuidedUNet, PreparedDenoiser
-from pdlib.networks.segmenters import build_segmenter
-from pdlib.training.fit import read_weights
+from pdlib.networks.generators import ConditionalGan
+from pdlib.networks.guided_unet import PreparedDenoiser
+from pdlib.training.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -209,14 +207,6 @@ def fast_precision(device: torch.device) -> str:
     return "bf16-mixed" if 1.25 * half < full else "32-true"
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "segmenter": build_segmenter,
-    "generator": build_generator,
-    "one_step": build_segmenter,
-    "denoiser": GuidedUNet,
-}
-
-
 def load_segmenter(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """A trained segmenter in eval mode, and its card."""
     return load_network(path, device, "segmenter")
@@ -229,13 +219,6 @@ def load_denoiser(path: Path, device: torch.device, precision: str) -> tuple[Pre
 
 
 def load_network(path: Path, device: torch.device, *kinds: str) -> tuple[nn.Module, dict]:
-    """A trained network of one of these kinds (keys of BUILDERS) in eval mode, and its card. ValueError for another."""
-    tensors, card = read_weights(path)
-    if card.get("kind") not in kinds:
-        raise ValueError(f"{path}: holds a {card.get('kind')}, not a {' or '.join(kinds)}")
-    try:
-        network = BUILDERS[card["kind"]](**card["network"])
-        network.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: weights and card do not fit together ({error})") from error
-    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), card
+    """A trained network of one of these kinds (keys of BUILDERS) in eval mode, and its card; ValueError for another."""
+    weights = load_weights(path)
+    return weights.build(device, *kinds), weights.card
