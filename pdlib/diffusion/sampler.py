@@ -1,208 +1,228 @@
 """One reverse chain with a pluggable start and a pluggable finish: every diffusion row of Table 1.
 
-| row          | start                              | finish                                             |
-|--------------|------------------------------------|----------------------------------------------------|
-| vanilla DDPM | gaussian at index T - 1            | run_to_zero                                        |
-| PD-DDPM      | preseg, diffused to T' - 1         | run_to_zero                                        |
-| ES-DDPM      | preseg, a VAE's draw a member      | run_to_zero                                        |
-| TDPM         | given: a GAN's draw of x at T' - 1 | run_to_zero                                        |
+| row          | start                              | finish                                                |
+|--------------|------------------------------------|-------------------------------------------------------|
+| vanilla DDPM | gaussian at index T - 1            | run_to_zero                                           |
+| PD-DDPM      | preseg, diffused to T' - 1         | run_to_zero                                           |
+| ES-DDPM      | preseg, a VAE's draw per member    | run_to_zero                                           |
+| TDPM         | given: a GAN's draw of x at T' - 1 | run_to_zero                                           |
 | ADDPM        | preseg, diffused to T' - 1         | one_step: stop at t_stop, one call of another network |
-| x0 jump      | preseg, diffused to T' - 1         | x0_jump: predicted x_start after one call          |
+| x0 jump      | preseg, diffused to T' - 1         | x0_jump: predicted x_start after one call             |
 
-PD-DDPM is ES-DDPM (Lyu 2022) with a deterministic segmenter for the generator: the chains differ in that word alone.
+PD-DDPM is ES-DDPM (Lyu 2022) with a deterministic segmenter as generator: their chains are the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pdlib.diffusion.codec import MaskCodec
-from pdlib.diffusion.schedule import Schedule, chain_indices
-from pdlib.diffusion.steps import Buffers, Denoise, ask, begin
+from pdlib.diffusion import formulas
+from pdlib.diffusion.codec import MaskCodec, build_codec
+from pdlib.diffusion.schedule import Schedule, build_schedule, chain_indices
+from pdlib.diffusion.steps import Denoiser, network_call
 from pdlib.kernels import noise, ops
 from pdlib.kernels.noise import Streams
 
-Refine = Callable[[Tensor], Tensor]  # [N, image + C, H, W], x at index t_stop - 1 -> 0..1 [N, C, H, W]
-OnCall = Callable[[int], None]  # rows that the network was just called on
-OnStep = Callable[[int, Tensor, Tensor], None]  # (index, state after the step, predicted x_start)
+OnCall = Callable[[int], None]  # the number of rows of a network call just made
+OnStep = Callable[[int, Tensor, Tensor], None]  # index, state after the step, predicted x_start
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """What a denoiser was trained with, and so is sampled with: schedule, mask codec, meaning of its output."""
+    """What a denoiser is trained with, and therefore sampled with.
+
+    Args:
+        schedule: of the noise.
+        codec: how masks are written into the chain.
+        prediction: what the network predicts, one of formulas.PREDICTIONS.
+    """
 
     schedule: Schedule
     codec: MaskCodec
     prediction: str
 
 
+def build_diffusion(*, schedule: dict, codec: str, prediction: str) -> Diffusion:
+    """Build a Diffusion from a profile's values; schedule is {"name": ..., and its arguments}, codec a name."""
+    return Diffusion(build_schedule(**schedule), build_codec(codec), prediction)
+
+
+def gaussian_start(start: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
+    """N(0, I) in the shape of start (vanilla DDPM). [N, C, H, W] -> x_t of the same shape."""
+    return noise.normal(streams, noise.START, *start.shape[1:])
+
+
+def preseg_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
+    """The pre-segmentation diffused to index (PD-DDPM, Section 2). {0, 1} [N, C, H, W] -> x_t of the same shape."""
+    return formulas.q_sample_start(diffusion.codec.encode(preseg), index, streams, diffusion.schedule)
+
+
+def given_start(state: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
+    """The state itself, which a generator has drawn for this index (TDPM, Zheng et al. 2022). [N, C, H, W]."""
+    return state
+
+
+STARTS = {"gaussian": gaussian_start, "preseg": preseg_start, "given": given_start}
+FINISHES = ("run_to_zero", "x0_jump", "one_step")
+CONVENTIONS = ("consistent", "official")
+
+
 @dataclass(frozen=True)
 class Chain:
-    """One row's recipe.
+    """The recipe of one reverse chain.
 
     Args:
         start: a key of STARTS.
-        finish: a key of FINISHES.
+        finish: one of FINISHES.
         t_prime: COUNT of steps; the chain starts at index t_prime - 1.
-        stride: visit about every stride-th index, evenly spaced, first and last among them (1 visits all).
-        step: "ddpm" (ancestral), "ddim" or "dpm_solver" (DPM-Solver++(2M), deterministic).
-        eta: DDIM's noise level, unused by the others.
-        convention: "consistent" diffuses the start to index t_prime - 1, where the first call is made;
-            "official" (the authors' code) diffuses it one step further and denoises from t_prime - 1 all the same.
-        t_stop: where a "one_step" finish leaves the chain: the last index visited, 0 for one that goes to the end.
+        calls: COUNT of network calls, evenly spread over the indices (see `schedule.chain_indices`); 1 for an x0_jump.
+        rule: how a step is made, one of formulas.RULES.
+        eta: the noise level of "ddim" (0 is deterministic, 1 the posterior's); the other rules ignore it.
+        convention: "consistent" diffuses the start to index t_prime - 1, where the first call is made; "official" (the
+            authors' code) diffuses it one step further and makes the first call at t_prime - 1 all the same.
+        t_stop: the last index visited; above 0 only for a "one_step" finish.
     """
 
     start: str
     finish: str
     t_prime: int
-    stride: int
-    step: str
+    calls: int
+    rule: str
     eta: float
     convention: str
     t_stop: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("start", self.start, STARTS),
+            ("start", self.start, tuple(STARTS)),
             ("finish", self.finish, FINISHES),
-            ("step", self.step, STEPS),
-            ("convention", self.convention, ("consistent", "official")),
+            ("rule", self.rule, formulas.RULES),
+            ("convention", self.convention, CONVENTIONS),
         ):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {sorted(known)}")
+            ops.check_choice(name, value, known)
         if self.t_stop and self.finish != "one_step":
-            raise ValueError(f"t_stop {self.t_stop}: a chain that ends by {self.finish} does not stop before")
+            raise ValueError(f"t_stop {self.t_stop}: only a chain that ends by one_step stops early, not {self.finish}")
+        if self.finish == "x0_jump" and self.calls != 1:
+            raise ValueError(f"calls {self.calls}: an x0_jump makes one call")
+        chain_indices(self.t_prime, self.calls, self.t_stop)  # raises for impossible counts
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """Visited indices, first t_prime - 1; none where the chain stops at its start."""
-        return FINISHES[self.finish](self)
+        """The visited indices, one network call at each; the first is t_prime - 1. Empty if t_stop = t_prime."""
+        return chain_indices(self.t_prime, self.calls, self.t_stop)
 
     def start_index(self, schedule: Schedule) -> int:
-        """The index to which a start is diffused."""
-        return min(self.t_prime - (self.convention == "consistent"), schedule.steps - 1)
+        """The index that the start is diffused to."""
+        last = schedule.steps - 1
+        return min(self.t_prime, last) if self.convention == "official" else self.t_prime - 1
 
 
-def gaussian_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
-    """x_t ~ N(0, I), whatever the pre-segmentation (vanilla DDPM; Wolleb et al. 2021). [N, C, H, W] -> the same."""
-    return noise.normal(streams, noise.START, *preseg.shape[1:])
-
-
-def preseg_start(preseg: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
-    """The pre-segmentation diffused to index (PD-DDPM, Section 2). {0, 1} [N, C, H, W] -> x_t of the same shape."""
-    return ops.q_sample_start(diffusion.codec.encode(preseg), index, streams, diffusion.schedule)
-
-
-def given_start(state: Tensor, index: int, streams: Streams, diffusion: Diffusion) -> Tensor:
-    """The state itself, drawn by a generator of x at this index (TDPM, Zheng et al. 2022). [N, C, H, W] -> the same."""
-    return state
-
-
-STARTS = {"gaussian": gaussian_start, "preseg": preseg_start, "given": given_start}
-STEPS = ("ddpm", "ddim", "dpm_solver")
-FINISHES = {
-    "run_to_zero": lambda chain: chain_indices(chain.t_prime, chain.stride),
-    "x0_jump": lambda chain: (chain.t_prime - 1,),
-    "one_step": lambda chain: chain_indices(chain.t_prime, chain.stride, chain.t_stop),
-}
-
-
-def reverse_chain(
-    denoise: Denoise,
-    image: Tensor,
-    x_t: Tensor,
-    *,
-    diffusion: Diffusion,
-    indices: Sequence[int],
-    streams: Streams,
-    step: str,
-    eta: float,
-    t_stop: int = 0,
-    on_call: OnCall | None = None,
-    on_step: OnStep | None = None,
-) -> Tensor:
-    """Denoise x_t along indices, one network call each, down to index t_stop - 1 (PD-DDPM Algorithm; DDPM Algorithm 2).
+@dataclass(frozen=True)
+class Sampler:
+    """Draws ensemble members from a chain.
 
     Args:
-        denoise: the network; sees the channel concat [image, x_t] and the index. One with 2C channels says in the
-            second half how large an ancestral step's variance is (Nichol & Dhariwal 2021, Eq. 15).
-        image: [N, 2, H, W], or whatever the network was trained on.
-        x_t: [N, C, H, W], the state at indices[0].
-        indices: descending; the last step arrives at index t_stop - 1, which for 0 is the clean mask.
-        streams: one random stream per row.
-        on_call: called after each network call with the number of rows it was made on.
-        on_step: called after each step with (index, state, predicted x_start).
-
-    Returns:
-        [N, C, H, W]; a clean mask is in the codec's range.
+        denoiser: maps the channel concat [image, x_t] and the indices [N] to [N, C, H, W]. With 2C output channels the
+            second half chooses the variance of "ddpm" steps (Nichol & Dhariwal 2021, Eq. 15).
+        diffusion: what the denoiser was trained with.
+        chain: the recipe; ValueError where it has more steps than the schedule.
+        refine: the last network of a chain that stops before the end (ADDPM): [N, image + C, H, W], whose last channels
+            are the state at index t_stop - 1, to a mask in 0..1, [N, C, H, W].
     """
-    if step not in STEPS:
-        raise ValueError(f"unknown step {step!r}: choose one of {list(STEPS)}")
-    if not indices:
-        return x_t
-    schedule, clamp = diffusion.schedule, diffusion.codec.clamp
-    pairs = list(zip(indices, [*indices[1:], t_stop - 1], strict=True))
-    weighted = "ddim" if step == "dpm_solver" else step
-    table = ops.step_table(
-        schedule, pairs, prediction=diffusion.prediction, step=weighted, eta=eta, clamp=clamp, device=x_t.device
-    )
-    seen = torch.cat([image, x_t], dim=1).float().contiguous(memory_format=torch.channels_last)
-    lines = torch.zeros(len(x_t), dtype=torch.int32, device=x_t.device)
-    buffers = Buffers(seen, lines, table, streams, x_t.shape[1])
-    solver, before = step == "dpm_solver", None
-    buffers, advance = (buffers, lambda: ask(denoise, buffers)) if solver else begin(denoise, buffers)
-    for t, t_prev in pairs:
-        x_t = buffers.state.clone() if solver or on_step is not None else None
-        output = advance()
-        if on_call is not None:
-            on_call(len(output))
-        if x_t is None:
-            continue
-        predicted = output[:, : x_t.shape[1]]
-        x_start = ops.predict_x_start(diffusion.prediction, predicted, x_t, t, schedule, clamp)
-        if solver:
-            buffers.state.copy_(ops.dpm_solver_sample(x_start, before, x_t, t, t_prev, schedule))
-            before = (t, x_start)
-        if on_step is not None:
-            on_step(t, buffers.state.clone(), x_start)
-    return buffers.state.clone(memory_format=torch.contiguous_format)
 
+    denoiser: Denoiser
+    diffusion: Diffusion
+    chain: Chain
+    refine: Callable[[Tensor], Tensor] | None = None
 
-def sample(
-    denoise: Denoise,
-    image: Tensor,
-    preseg: Tensor,
-    *,
-    chain: Chain,
-    diffusion: Diffusion,
-    streams: Streams,
-    refine: Refine | None = None,
-    on_call: OnCall | None = None,
-    on_step: OnStep | None = None,
-) -> Tensor:
-    """Start, chain and finish of one row: image [N, 2, H, W], preseg [N, C, H, W] -> 0..1 [N, C, H, W].
+    def __post_init__(self) -> None:
+        if self.chain.t_prime > self.diffusion.schedule.steps:
+            raise ValueError(
+                f"t_prime {self.chain.t_prime} exceeds the schedule's {self.diffusion.schedule.steps} steps"
+            )
 
-    preseg is what the start takes: a mask in {0, 1}, or for "given" the state itself. refine is the network of a
-    "one_step" finish; one that stops at 0 has nothing left to do and is never called. ValueError where it is missing.
-    """
-    if chain.t_stop and refine is None:
-        raise ValueError("a chain that stops before the end needs the network that goes on from there")
-    if chain.t_prime > diffusion.schedule.steps:
-        raise ValueError(f"t_prime {chain.t_prime} exceeds the schedule's {diffusion.schedule.steps} steps")
-    x_t = STARTS[chain.start](preseg, chain.start_index(diffusion.schedule), streams, diffusion)
-    x = reverse_chain(
-        denoise,
-        image,
-        x_t,
-        diffusion=diffusion,
-        indices=chain.indices,
-        streams=streams,
-        step=chain.step,
-        eta=chain.eta,
-        t_stop=chain.t_stop,
-        on_call=on_call,
-        on_step=on_step,
-    )
-    return refine(torch.cat([image, x], dim=1)) if chain.t_stop else diffusion.codec.decode(x)
+    def sample(
+        self,
+        image: Tensor,
+        start: Tensor,
+        streams: Streams,
+        on_call: OnCall | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """One member per row: start, reverse chain and finish. Returns masks in 0..1, [N, C, H, W].
+
+        image is [N, in, H, W]; start is a mask in {0, 1} [N, C, H, W], or for the start "given" the state itself;
+        streams holds one random stream per row. ValueError for a chain that stops early without `refine`.
+        """
+        if self.chain.t_stop and self.refine is None:
+            raise ValueError(f"a chain that stops at t_stop {self.chain.t_stop} needs a network to refine its state")
+        index = self.chain.start_index(self.diffusion.schedule)
+        x_t = STARTS[self.chain.start](start, index, streams, self.diffusion)
+        x = self.reverse_chain(image, x_t, streams, on_call, on_step)
+        return self.refine(torch.cat([image, x], dim=1)) if self.chain.t_stop else self.diffusion.codec.decode(x)
+
+    def reverse_chain(
+        self,
+        image: Tensor,
+        x_t: Tensor,
+        streams: Streams,
+        on_call: OnCall | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Denoise x_t from index t_prime - 1 down to index t_stop - 1 (DDPM Algorithm 2; the algorithm of PD-DDPM).
+
+        on_call is called after each network call with its number of rows; on_step after each step with the index, the
+        state after it and the x_start predicted in it. Returns the last state, [N, C, H, W]; for t_stop = 0 that is a
+        mask in the codec's range.
+        """
+        indices, classes = self.chain.indices, x_t.shape[1]
+        if not indices:
+            return x_t
+        # The network's input is [image, x_t] throughout, and x_t a view of its last channels that each step overwrites.
+        x = torch.cat([image, x_t], dim=1).float().contiguous(memory_format=torch.channels_last)
+        x_t = x[:, -classes:]
+        network = network_call(self.denoiser, x, calls=len(indices))
+        step_ = self._step_rule(x_t.device, streams)
+        for i, t in enumerate(indices):
+            output = network(x, torch.full((len(x),), t, dtype=torch.int32, device=x.device))  # eps, v or x_start
+            if on_call is not None:
+                on_call(len(x))
+            before = x_t.clone() if on_step is not None else None
+            step_(x_t, output, i)  # x_t becomes the state at the next index
+            if on_step is not None:
+                on_step(t, x_t.clone(), self._predict_x_start(output, before, t))
+        return x_t.clone(memory_format=torch.contiguous_format)
+
+    def _predict_x_start(self, output: Tensor, x_t: Tensor, t: int) -> Tensor:
+        diffusion = self.diffusion
+        output = output[:, : x_t.shape[1]]
+        return formulas.predict_x_start(diffusion.prediction, output, x_t, t, diffusion.schedule, diffusion.codec.clamp)
+
+    def _step_rule(self, device: torch.device, streams: Streams) -> Callable[[Tensor, Tensor, int], None]:
+        """The chain's rule: (x_t, output, i) takes the chain's step number i from x_t in place."""
+        chain, diffusion = self.chain, self.diffusion
+        if chain.rule == "dpm_solver":
+            return self._dpm_solver()
+        table = formulas.step_table(diffusion, chain.indices, chain.t_stop, chain.rule, chain.eta, device)
+
+        def step_(x_t: Tensor, output: Tensor, i: int) -> None:
+            rows = torch.full((len(x_t),), i, dtype=torch.int32, device=device)
+            ops.reverse_step_(x_t, output, table, rows, streams)
+
+        return step_
+
+    def _dpm_solver(self) -> Callable[[Tensor, Tensor, int], None]:
+        schedule, indices = self.diffusion.schedule, self.chain.indices
+        arrivals = [*indices[1:], self.chain.t_stop - 1]
+        before = None  # index and predicted x_start of the last step
+
+        def step_(x_t: Tensor, output: Tensor, i: int) -> None:
+            nonlocal before
+            t = indices[i]
+            x_start = self._predict_x_start(output, x_t, t)
+            x_t.copy_(formulas.dpm_solver_step(x_start, before, x_t, t, arrivals[i], schedule))
+            before = t, x_start
+
+        return step_

@@ -1,128 +1,108 @@
-"""One step of a chain over fixed buffers: a network call and a reverse step; on a GPU both are one CUDA graph."""
+"""How a chain calls its network: directly, or on a GPU by replaying a CUDA graph of the call.
+
+Launching the hundreds of kernels of a network call one by one can take the CPU longer than the GPU needs to compute
+them. A CUDA graph records the launches of one call and repeats them all at once. Recording (the capture) takes about as
+long as some calls, so a chain of few calls does without. A graph serves one shape of input; the number of rows is
+rounded up to one of few bucket sizes, so that subjects with different numbers of slices share a graph.
+"""
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pdlib.kernels import ops
-from pdlib.kernels.noise import Streams
-from pdlib.kernels.ops import StepTable
-from pdlib.networks.guided_unet import PreparedDenoiser
+from pdlib.networks.prepared import PreparedDenoiser
 
-GRAPHS = 4  # captured steps that a denoiser keeps, those of the shapes captured last
-Denoise = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C or 2C, H, W]
+CAPTURE_FROM = 8  # calls of a chain from which on a capture pays
+GRAPHS = 16  # that a denoiser keeps, the most recently captured ones
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # ([N, image + C, H, W], [N] indices) -> [N, C or 2C, H, W]
+
+
+def bucket(rows: int) -> int:
+    """The smallest bucket that holds `rows`: 1, 2, .. 16, 18, .. 32, 36, .. 64, 72, ..; at most an eighth more."""
+    width = 2 ** max((rows - 1).bit_length() - 4, 0)
+    return -(-rows // width) * width
+
+
+def bucket_below(rows: int) -> int:
+    """The largest bucket that `rows` rows fill."""
+    width = 2 ** max(rows.bit_length() - 4, 0)
+    return rows // width * width
 
 
 @dataclass(frozen=True)
-class Buffers:
-    """What a step reads and writes.
+class CapturedCall:
+    """A CUDA graph of one network call; called like the network, with as many rows as its bucket or fewer.
 
     Args:
-        x: the network's input [N, image + C, H, W], channels-last float32: the image, then the state.
-        lines: [N] int32, the line of the table that comes next.
-        table: of the chain's steps.
-        streams: one random stream per row.
-        classes: C.
+        graph: reads x and t, writes output.
+        x: [bucket, image + C, H, W] channels-last float32. Rows beyond those of a call keep old values.
+        t: [bucket] int32 indices.
+        output: [bucket, C or 2C, H, W]; the next call overwrites it.
     """
 
+    graph: "torch.cuda.CUDAGraph"
     x: Tensor
-    lines: Tensor
-    table: StepTable
-    streams: Streams
-    classes: int
+    t: Tensor
+    output: Tensor
 
-    @property
-    def state(self) -> Tensor:
-        """x_t [N, C, H, W], a view."""
-        return self.x[:, -self.classes :]
-
-    @property
-    def _tensors(self) -> list[Tensor]:
-        own = [self.x, self.lines, self.table.indices, self.table.weights]
-        return [*own, self.streams.keys, self.streams.slices, self.streams.members]
-
-    def load(self, other: "Buffers") -> None:
-        """Take the values of buffers of the same shapes."""
-        for mine, theirs in zip(self._tensors, other._tensors, strict=True):
-            mine.copy_(theirs)
-
-    @property
-    def kind(self) -> tuple:
-        """Equal for buffers that one graph can serve."""
-        return (self.classes, self.table.clamp, self.table.learns, *((one.shape, one.dtype) for one in self._tensors))
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """As the network: [N, image + C, H, W], [N] -> [N, C or 2C, H, W], valid until the next call."""
+        rows = len(x)
+        self.x[:rows].copy_(x)
+        self.t[:rows].copy_(t)
+        self.graph.replay()
+        return self.output[:rows]
 
 
-def ask(denoise: Denoise, buffers: Buffers) -> Tensor:
-    """One network call at the index whose turn it is; what it said, [N, C or 2C, H, W]."""
-    t = buffers.table.indices.index_select(0, buffers.lines)
-    buffers.lines.add_(1)
-    return denoise(buffers.x, t)
+def network_call(denoiser: Denoiser, x: Tensor, calls: int) -> Denoiser:
+    """What a chain of so many calls on inputs shaped like x [N, image + C, H, W] calls instead of the denoiser.
 
-
-def advance(denoise: Denoise, buffers: Buffers) -> Tensor:
-    """One network call and one step, in place; what the network said, [N, C or 2C, H, W]."""
-    lines = buffers.lines.clone()
-    output = ask(denoise, buffers)
-    ops.reverse_step_(buffers.state, output, buffers.table, lines, buffers.streams)
-    return output
-
-
-def begin(denoise: Denoise, buffers: Buffers) -> tuple[Buffers, Callable[[], Tensor]]:
-    """The buffers to look at and the function that takes the next step, as `advance` does.
-
-    On a GPU a prepared denoiser's step is captured once for all chains of the same shapes, and replayed; where it
-    cannot be captured, a warning says so and the steps are launched one kernel at a time.
+    On a GPU a prepared denoiser's call is captured, once per shape; if that fails, a warning names the cause and the
+    denoiser itself is called. torch.OutOfMemoryError where a capture does not fit the memory.
     """
-    if not (isinstance(denoise, PreparedDenoiser) and denoise.device.type == "cuda"):
-        return buffers, lambda: advance(denoise, buffers)
-    graphs, kind = denoise.graphs, buffers.kind
-    if kind not in graphs:
+    if not (isinstance(denoiser, PreparedDenoiser) and denoiser.device.type == "cuda"):
+        return denoiser
+    graphs, shape = denoiser.graphs, (bucket(len(x)), *x.shape[1:])
+    if shape not in graphs:
+        if calls < CAPTURE_FROM:
+            return denoiser
         while len(graphs) >= GRAPHS:
             del graphs[next(iter(graphs))]
-        graphs[kind] = _capture(denoise, buffers)
-    captured = graphs[kind]
-    if captured is None:
-        return buffers, lambda: advance(denoise, buffers)
-    graph, fixed, output = captured
-    fixed.load(buffers)
-
-    def replay() -> Tensor:
-        graph.replay()
-        return output
-
-    return fixed, replay
+        graphs[shape] = capture(denoiser, shape)
+    return graphs[shape] or denoiser
 
 
-def _capture(denoise: PreparedDenoiser, buffers: Buffers) -> tuple[torch.cuda.CUDAGraph, Buffers, Tensor] | None:
-    fixed = _copy(buffers)
+def capture(denoiser: PreparedDenoiser, shape: tuple[int, ...]) -> CapturedCall | None:
+    """Capture a call on inputs of this shape; None, with a warning, where CUDA cannot."""
     try:
-        graph = torch.cuda.CUDAGraph()
-        if denoise.pool is None:
-            denoise.pool = torch.cuda.graph_pool_handle()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            advance(denoise, fixed)  # compiles kernels and chooses convolutions, which a capture must not
-            fixed.lines.zero_()
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph, pool=denoise.pool):
-            output = advance(denoise, fixed)
+        return _capture(denoiser, shape)
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(f"capturing a network call on {shape[0]} rows: {error}") from error
         warnings.warn(f"no CUDA graph, so every kernel is launched by itself: {error}", RuntimeWarning, stacklevel=2)
         return None
-    return graph, fixed, output
 
 
-@torch.inference_mode(False)  # for chains in and out of it
-def _copy(buffers: Buffers) -> Buffers:
-    x, lines, indices, weights, *streams = (one.clone() for one in buffers._tensors)
-    return replace(
-        buffers,
-        x=x,
-        lines=lines,
-        table=replace(buffers.table, indices=indices, weights=weights),
-        streams=Streams(*streams),
-    )
+@torch.inference_mode(False)  # the buffers serve chains in and out of it
+def _buffers(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    x = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+    return x, torch.zeros(shape[0], dtype=torch.int32, device=device)
+
+
+@torch.no_grad()
+def _capture(denoiser: PreparedDenoiser, shape: tuple[int, ...]) -> CapturedCall:
+    x, t = _buffers(shape, denoiser.device)
+    if denoiser.pool is None:
+        denoiser.pool = torch.cuda.graph_pool_handle()
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        denoiser(x, t)  # compiles kernels and chooses convolution algorithms, which is impossible during a capture
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=denoiser.pool):
+        output = denoiser(x, t)
+    return CapturedCall(graph, x, t, output)

@@ -35,8 +35,8 @@ def _p_sample_kernel(
     row, channel, classes = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     pixel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    line = tl.load(rows_ptr + row)  # of the table: per row t
-    weights = weights_ptr + 7 * line
+    table_row = tl.load(rows_ptr + row)
+    weights = weights_ptr + 7 * table_row
     at = row.to(tl.int64) * output_stride_row + channel * output_stride_channel + pixel * output_stride_pixel
     output = tl.load(output_ptr + at, mask=inside, other=0.0).to(tl.float32)
     at = row.to(tl.int64) * x_stride_row + channel * x_stride_channel + pixel * x_stride_pixel
@@ -49,32 +49,32 @@ def _p_sample_kernel(
     if sigma != 0.0:
         deviation = tl.zeros((BLOCK,), tl.float32) + sigma
         if LEARNED:
-            spread_ptr = output_ptr + row.to(tl.int64) * output_stride_row + (channel + classes) * output_stride_channel
-            spread = tl.load(spread_ptr + pixel * output_stride_pixel, mask=inside, other=0.0).to(tl.float32)
-            part = (spread + 1.0) / 2.0
-            deviation = tl.exp(part * tl.load(weights + 6) + (1.0 - part) * tl.load(weights + 5))
+            values_ptr = output_ptr + row.to(tl.int64) * output_stride_row + (channel + classes) * output_stride_channel
+            values = tl.load(values_ptr + pixel * output_stride_pixel, mask=inside, other=0.0).to(tl.float32)
+            frac = (values + 1.0) / 2.0
+            deviation = tl.exp(frac * tl.load(weights + 6) + (1.0 - frac) * tl.load(weights + 5))
         key, slice_number, member = (tl.load(keys_ptr + row), tl.load(slices_ptr + row), tl.load(members_ptr + row))
-        step = tl.load(steps_ptr + line)
+        step = tl.load(steps_ptr + table_row)
         x_prev += deviation * stream_normal(key, channel * pixels + pixel, step, member, slice_number)
     tl.store(x_ptr + at, x_prev.to(x_ptr.dtype.element_ty), mask=inside)
 
 
 def p_sample_into(
-    x: Tensor, output: Tensor, table: Tensor, steps: Tensor, lines: Tensor, streams: Streams, clamp: tuple[float, float]
+    x: Tensor, output: Tensor, table: Tensor, steps: Tensor, rows: Tensor, streams: Streams, clamp: tuple[float, float]
 ) -> None:
-    """x[n] becomes the state after one step, by the line lines[n] of the table; nothing else is read or written.
+    """Take one reverse step of x in place: sample n uses the weights in row rows[n] of the table.
 
-    x, output: [N, C, H, W] views whose pixels lie at one stride, fp32 or bf16; 2C channels of output are a prediction
-    and the spread. table: [S, 7] float32, see `reference.reverse_step`; steps: [S] int32, the noise's counter word of
-    each line; lines: [N] int32.
+    x, output: [N, C, H, W] views whose pixels lie at one stride, fp32 or bf16; output may have 2C channels, the second
+    half of which chooses the variance. table: [S, 7] float32, as in `reference.reverse_step`; steps: [S] int32, the
+    counter word of each row's noise; rows: [N] int32. Only x is written.
     """
-    rows, channels, height, width = x.shape
+    samples, channels, height, width = x.shape
     pixels = height * width
-    _p_sample_kernel[rows, channels, triton.cdiv(pixels, BLOCK)](
+    _p_sample_kernel[samples, channels, triton.cdiv(pixels, BLOCK)](
         x,
         output,
         table,
-        lines,
+        rows,
         steps,
         *key_and_words(streams),
         *clamp,

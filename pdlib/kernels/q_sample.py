@@ -1,4 +1,4 @@
-"""Diffuse a mask, if asked straight into the network's input, with each row's noise (twin: reference.q_sample)."""
+"""Diffuse a mask with the noise of each row's stream; the result may be a view (twin: reference.q_sample)."""
 
 import triton
 import triton.language as tl

@@ -5,7 +5,6 @@ Modules carry the names of openai/guided-diffusion, so that a state dict of that
 channels_last tensors (and `.to(memory_format=torch.channels_last)` the network) for speed.
 """
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -150,7 +149,7 @@ class AttentionBlock(nn.Module):
         return h.transpose(1, 2).unflatten(2, x.shape[2:]), x
 
 
-class _Stage(nn.Sequential):
+class Stage(nn.Sequential):
     """Layers in a row, of which the residual blocks take the time; branch and skip are added where that is due."""
 
     def forward(self, x: Tensor, modulations: Iterator[Tensor]) -> Tensor:
@@ -212,13 +211,13 @@ class GuidedUNet(nn.Module):
 
         def stage(inputs, width, factor):
             attends = factor in attention_downsample
-            return _Stage(res(inputs, width), attention(width)) if attends else _Stage(res(inputs, width))
+            return Stage(res(inputs, width), attention(width)) if attends else Stage(res(inputs, width))
 
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([_Stage(_conv3(in_channels, channels))])
+        self.input_blocks = nn.ModuleList([Stage(_conv3(in_channels, channels))])
         skips = [channels]
         for factor, width in zip(factors, widths, strict=True):
             for _ in range(num_res_blocks):
@@ -227,11 +226,11 @@ class GuidedUNet(nn.Module):
                 skips.append(channels)
             if factor != self.factor:
                 down = res(channels, channels, nn.AvgPool2d(2)) if resblock_updown else _downsample(channels)
-                self.input_blocks.append(_Stage(down))
+                self.input_blocks.append(Stage(down))
                 skips.append(channels)
 
         middle = attention(channels) if middle_attention else nn.Identity()
-        self.middle_block = _Stage(res(channels, channels), middle, res(channels, channels))
+        self.middle_block = Stage(res(channels, channels), middle, res(channels, channels))
 
         self.output_blocks = nn.ModuleList()
         for factor, width in zip(reversed(factors), reversed(widths), strict=True):
@@ -270,40 +269,3 @@ class GuidedUNet(nn.Module):
         for stage in self.output_blocks:
             h = stage(torch.cat([h, skips.pop()], dim=1), times)
         return self.out(h)
-
-
-class PreparedDenoiser:
-    """A trained network made ready for sampling: weights cast once, what it takes of every step index in a table, and
-    on a CPU its upsampling folded.
-
-    Args:
-        network: a copy of it is prepared.
-        steps: indices 0 to steps - 1 can be asked for.
-        precision: "bf16-mixed" computes in bfloat16 (norms as `ops.group_norm_silu` says), "32-true" in float32;
-            KeyError for another.
-    """
-
-    @torch.no_grad()
-    def __init__(self, network: GuidedUNet, steps: int, precision: str):
-        self.graphs: dict = {}  # on a GPU: its captured steps,
-        self.pool = None  # the memory that these share, for one is replayed at a time,
-        self.rows: dict = {}  # and how many rows of a shape its memory holds
-        self.dtype = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}[precision]
-        self.device = next(network.parameters()).device
-        self.network = copy.deepcopy(network).eval()
-        parts = self.network.modulations(torch.arange(steps, device=self.device))
-        self.widths = [part.shape[1] for part in parts]
-        self.table = torch.cat(parts, dim=1).to(self.dtype)  # [steps, sum of widths]
-        if self.device.type == "cpu":  # on no other has it been seen to be quicker (benchmarks/ops.py)
-            for stage in list(self.network.modules()):
-                if isinstance(stage, _Stage) and isinstance(stage[-1], Upsample):
-                    stage[-1] = stage[-1].folded()
-        for layer in self.network.modules():
-            if not isinstance(layer, GroupNormSiLU) and not any(layer.children()):
-                layer.to(self.dtype, memory_format=torch.channels_last)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """[N, in, H, W], step indices [N] -> float32 [N, out, H, W]."""
-        modulations = self.table.index_select(0, t).split(self.widths, dim=1)
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        return self.network.denoise(x, modulations).float()

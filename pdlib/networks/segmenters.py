@@ -8,27 +8,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from pdlib.kernels import noise
 from pdlib.kernels.noise import Streams
-from pdlib.networks.generators import build_probabilistic_unet, pad_to_multiple, plain_unet, require_streams
-
-
-class StreamDropout(nn.Module):
-    """Dropout that stays on at test, where `streams`, set before the call, decide what each row drops.
-
-    `layer` tells this layer's draws from those of others.
-    """
-
-    def __init__(self, p: float, layer: int):
-        super().__init__()
-        self.p, self.layer = p, layer
-        self.streams: Streams | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return nn.functional.dropout(x, self.p)
-        keep = noise.uniform(require_streams(self.streams), noise.DROPOUT + self.layer, *x.shape[1:]) >= self.p
-        return x * keep / (1 - self.p)
+from pdlib.networks.blocks import StreamDropout, pad_to_multiple, plain_unet
+from pdlib.networks.probabilistic_unet import build_probabilistic_unet
 
 
 class Segmenter(nn.Module):
