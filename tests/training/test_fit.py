@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pdlib.diffusion.sampler import Chain, sample
-from pdlib.inference.volumes import build_diffusion
+from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
 from pdlib.kernels import noise
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.training.bank import SliceBank
@@ -342,9 +341,9 @@ def test_a_denoiser_learns_two_masks_by_heart(tmp_path):
     loss = history[history.metric == "train_loss"].value
     assert loss.iloc[-1] < 0.5 * loss.iloc[0]
     streams = noise.subject_streams(0, "a", torch.arange(2), torch.zeros(2, dtype=torch.int64))
-    chain = Chain("gaussian", "run_to_zero", 20, 1, "ddpm", 1.0, "consistent")
+    sampler = Sampler(network.eval(), setting, Chain("gaussian", "run_to_zero", 20, 20, "ddpm", 1.0, "consistent"))
     with torch.no_grad():
-        drawn = sample(network.eval(), image, 0 * mask, chain=chain, diffusion=setting, streams=streams) >= 0.5
+        drawn = sampler.sample(image, 0 * mask, streams) >= 0.5
     for one, reference in zip(drawn, mask, strict=True):
         assert 2 * float((one * reference).sum()) / float(one.sum() + reference.sum()) > 0.95
 
