@@ -11,8 +11,8 @@ from torch import nn
 from pdlib.inference.volumes import build_diffusion
 from pdlib.kernels import noise
 from pdlib.networks.generators import build_generator, build_probabilistic_unet
-from pdlib.training.fit import (
-    Batch,
+from pdlib.training.bank import Batch
+from pdlib.training.objectives import (
     adversarial_objective,
     build_objective,
     probabilistic_objective,
