@@ -13,13 +13,15 @@ import torch
 
 from pdlib.data import folds as splits
 from pdlib.data import wmh
-from pdlib.diffusion.sampler import Chain
+from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
 from pdlib.evaluation import records
-from pdlib.inference.volumes import build_diffusion
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import segmentation_loss
 from pdlib.paths import Layout
-from pdlib.study import experiment
+from pdlib.profiles import Profile, load_profile
+from pdlib.study.run import Run
+from pdlib.study.trainings import sampling_card
+from pdlib.study.validation import sampled_dice, segmenter_dice
 from pdlib.training.fit import Fit, Training, fit_network
 from pdlib.training.objectives import (
     adversarial_objective,
@@ -66,20 +68,13 @@ DIFFUSION = {
     "prediction": "v",
 }
 LINEAR = {"name": "linear", "steps": 10, "first_beta": 0.01, "last_beta": 0.9}
-SAMPLING = {
-    "presegmenter": "attention_unet",
-    "t_prime": 400,
-    "paper_steps": 1000,
-    "stride": 2,
-    "step": "ddpm",
-    "eta": 1.0,
-    "convention": "consistent",
-    "ensemble_size": 3,
-    "voxel_tolerance": 0.1,
-    "threshold": 0.5,
-    "vote": "soft",
-    "seed": 0,
-    "batch_size": 8,
+CHANGES = {
+    "data": {"folds": 3, "multiple": 4, "clip_percentiles": list(CLIP)},
+    "machine": {"device": "cpu", "precision": "32-true", "batch_size": 8},
+    "ensemble": {"size": 3, "threshold": 0.5, "vote": "soft"},
+    "chain": {"t_prime": 400, "stride": 2, "rule": "ddpm", "eta": 1.0},
+    "denoiser": {"diffusion": {"schedule": {"steps": 10}, "prediction": "v"}, "t_max": 10},
+    "tdpm": {"t_primes": [300, 400, 500]},
 }
 FIT = Fit(
     steps=2,
@@ -128,12 +123,11 @@ class Trained:
     """Cases, folds and networks as notebooks 01 to 03 leave them behind."""
 
     place: Layout
-    diffusion: dict
-    sampling: dict
+    profile: Profile
 
     @property
-    def run(self) -> experiment.Run:
-        return experiment.Run(self.place, 0, 8, "32-true", 4, 0.5, "soft")
+    def run(self) -> Run:
+        return Run.at(self.place, self.profile)
 
     @property
     def weights(self) -> Path:
@@ -144,7 +138,8 @@ class Trained:
         return self.place.weights("attention_unet_0") / "best.safetensors"
 
     def chain(self, t_prime: int = 4, **changes) -> Chain:
-        return replace(Chain("preseg", "run_to_zero", t_prime, 1, "ddpm", 1.0, "consistent"), **changes)
+        about = {"calls": t_prime, "rule": "ddpm", "eta": 1.0, "convention": "consistent"}
+        return Chain("preseg", "run_to_zero", t_prime, **about | changes)
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +168,7 @@ def networks(tmp_path_factory) -> Trained:
     summary = {"root": str(root), "fingerprint": fingerprint, "clip_percentiles": list(CLIP), "phantom": True}
     summary["cpu_precision"] = "32-true"
     place.cases.write_text(json.dumps(summary), encoding="utf-8")
-    made = Trained(place, DIFFUSION, SAMPLING)
+    made = Trained(place, load_profile("smoke", CHANGES))
     train(made)
     return made
 
@@ -188,7 +183,7 @@ def train(made: Trained) -> None:
         training = Training(
             replace(FIT, seed=seed),
             made.place.weights(name),
-            {"kind": kind, "network": network, "data": run.grid_card(), **card},
+            {"kind": kind, "network": network, "data": run.data_card(), **card},
             "dice",
             torch.device("cpu"),
             "32-true",
@@ -197,18 +192,17 @@ def train(made: Trained) -> None:
         fit_network(BUILDERS[kind](**network), objective, bank, validate, training)
 
     def segmented(average):
-        return experiment.segmenter_dice(run, average)
+        return segmenter_dice(run, average)
 
     def sampled(average):
-        return experiment.sampled_dice(
-            run, run.prepare(average, diffusion.schedule.steps), diffusion, made.chain(), watched
-        )
+        sampler = Sampler(run.prepare(average, diffusion.schedule.steps), diffusion, made.chain())
+        return sampled_dice(run, sampler, watched)
 
     for seed in (0, 1):
         fitted(f"attention_unet_{seed}", "segmenter", SEGMENTER, cross_entropy, segmented, seed)
     fitted("bayesian_unet_0", "segmenter", BAYESIAN, cross_entropy, segmented)
     fitted("probabilistic_unet_0", "segmenter", PROBABILISTIC, probabilistic_objective(1.0, 1), segmented)
-    card = {"diffusion": DIFFUSION, "t_max": steps, "sampling": SAMPLING}
+    card = {"diffusion": DIFFUSION, "t_max": steps, "sampling": sampling_card(run)}
     fitted("denoiser", "denoiser", DENOISER, diffusion_objective(diffusion, steps), sampled, **card)
     card |= {"diffusion": DIFFUSION | {"schedule": LINEAR}}
     hybrid = hybrid_objective(build_diffusion(**card["diffusion"]), steps, 0.001)
