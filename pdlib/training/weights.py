@@ -32,7 +32,7 @@ MOST_KEPT = 32  # files in memory; a run of every method uses fewer
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A weights file in memory.
+    """A weights file in memory; equal to another whose file has the same digest, so that it can key a cache.
 
     Args:
         path: where it lies; every error names it.
@@ -45,6 +45,12 @@ class Weights:
     tensors: dict[str, Tensor]
     card: dict
     digest: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Weights) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @classmethod
     def read(cls, path: Path) -> "Weights":

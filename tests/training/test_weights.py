@@ -34,6 +34,13 @@ def test_tensors_card_and_digest_come_back(tmp_path):
     assert weights.digest == hashlib.sha256((tmp_path / "best.safetensors").read_bytes()).hexdigest()
 
 
+def test_weights_are_equal_where_their_files_are(tmp_path):
+    for name, kind in (("a", "segmenter"), ("b", "segmenter"), ("c", "one_step")):
+        written(tmp_path / name, kind=kind)
+    a, b, c = (Weights.read(tmp_path / name) for name in "abc")
+    assert a == b and hash(a) == hash(b) and a != c and len({a, b, c}) == 2
+
+
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "best.safetensors"
     written(path)
