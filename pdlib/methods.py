@@ -6,6 +6,7 @@ A row is a source (the training it begins with), a start and a finish of the one
 from dataclasses import dataclass
 
 PRESEGMENTER = "presegmenter"  # the segmenter that the profile names
+CHAIN = "pd_ddpm"  # the method that the study is about
 SCORED = (  # the notebooks whose scores the ledger reads
     "04_compare_methods",
     "05_sweep_t_prime",
@@ -59,6 +60,44 @@ METHODS = {
     "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump"),
     "deep_ensemble": Method("Pre-segmenter, ensemble of seeds", PRESEGMENTER, members="seeds"),
 }
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way of stepping down the chain: what a reader is shown, and what `sampler.Chain` takes."""
+
+    title: str
+    step: str
+    eta: float
+
+
+RULES = {
+    "ddpm": Rule("ancestral", "ddpm", 1.0),
+    "ddim": Rule("DDIM", "ddim", 0.0),
+    "ddim_eta_1": Rule("DDIM, eta 1", "ddim", 1.0),
+    "dpm_solver": Rule("DPM-Solver++", "dpm_solver", 0.0),
+}
+
+
+def rule_key(step: str, eta: float, finish: str = "run_to_zero") -> str:
+    """What the column `rule` of a score holds: a key of RULES; "x0_jump" for a chain that jumps at its first call.
+
+    Only DDIM has an eta; one that has no entry in RULES is named by its number.
+    """
+    if finish == "x0_jump":
+        return "x0_jump"
+    if step != "ddim":
+        return step
+    return "ddim" if eta == 0 else f"ddim_eta_{eta:g}"
+
+
+def preseg_starts(checkpoints: int) -> list[str]:
+    """What Table 2 starts from, in the column `start`: nothing, then checkpoints of rising validation Dice.
+
+    checkpoints: how many there are, the best among them, which has a name of its own: its step differs from fold to
+    fold, its rank does not.
+    """
+    return ["empty", *(f"checkpoint_{rank}" for rank in range(1, checkpoints)), "best"]
 
 
 def jobs(names: list[str], *, presegmenter: str, deep_ensemble_seeds: list[int]) -> list[str]:

@@ -2,32 +2,42 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
+from pdlib.paths import write_whole
+
 COLUMNS = (
-    "method",
+    "method",  # a key of `methods.METHODS`, or "rater"
+    "start",  # what the chain starts from: "noise", or which network: "best", "checkpoint_1", ..., "empty" for none
+    "rule",  # how the chain steps: `methods.rule_key`
+    "calls",  # how often one member's chain calls the denoiser
     "fold",
     "seed",
     "subject",
     "site",
     "split",
     "t_prime",
+    "t_stop",
     "ensemble_size",
-    "nfe",
+    "nfe",  # all network calls a slice, of all members, their starts and last networks
     "seconds",
     "metric",
     "value",
     "unit",
 )
-TEXT = ("method", "subject", "site", "split", "metric", "unit")
-WHOLE = ("fold", "seed", "t_prime", "ensemble_size", "nfe")
+TEXT = ("method", "start", "rule", "subject", "site", "split", "metric", "unit")
+WHOLE = ("calls", "fold", "seed", "t_prime", "t_stop", "ensemble_size", "nfe")
+OPTIONAL = {"start": "", "rule": "", "seconds": math.nan}
+OPTIONAL |= dict.fromkeys(("calls", "t_prime", "t_stop", "ensemble_size", "nfe"))
 KEY = tuple(column for column in COLUMNS if column not in ("seconds", "value", "unit"))
 UNITS = {
     "dice": "1",
@@ -54,42 +64,22 @@ PACKAGES = ("torch", "triton", "monai", "diffusers", "numpy", "scipy", "nibabel"
 OUTPUTS = ("*.csv", "*.stamp.json", "*.png", "*.pdf", "*.md")
 
 
-def score_rows(
-    scores: Mapping[str, float],
-    *,
-    method: str,
-    fold: int,
-    seed: int,
-    subject: str,
-    site: str,
-    split: str,
-    nfe: int,
-    seconds: float,
-    t_prime: int | None = None,
-    ensemble_size: int | None = None,
-) -> pd.DataFrame:
+def score_rows(scores: Mapping[str, float], **about: object) -> pd.DataFrame:
     """One subject's scores, {metric: value}, as tidy rows of COLUMNS with the unit of each metric.
 
-    t_prime and ensemble_size are left out for a method that has none. ValueError: a metric without a unit in UNITS.
+    about: the other columns by name. Those of OPTIONAL may be left out: a segmenter has no chain, and agreement is
+    computed from members that were paid for elsewhere. ValueError: a metric without a unit in UNITS, a column too many
+    or too few.
     """
-    unknown = sorted(set(scores) - set(UNITS))
-    if unknown:
+    if unknown := sorted(set(scores) - set(UNITS)):
         raise ValueError(f"{unknown[0]}: a metric without a unit (known: {', '.join(UNITS)})")
+    free = [column for column in COLUMNS if column not in ("metric", "value", "unit")]
+    if wrong := sorted(set(about) - set(free)):
+        raise ValueError(f"{wrong[0]}: no column of a score (they are {', '.join(free)})")
+    if missing := [column for column in free if column not in {**OPTIONAL, **about}]:
+        raise ValueError(f"{missing[0]}: a score has to say its {', '.join(missing)}")
     frame = pd.DataFrame({"metric": list(scores), "value": list(scores.values()), "unit": [UNITS[m] for m in scores]})
-    return _typed(
-        frame.assign(
-            method=method,
-            fold=fold,
-            seed=seed,
-            subject=subject,
-            site=site,
-            split=split,
-            t_prime=t_prime,
-            ensemble_size=ensemble_size,
-            nfe=nfe,
-            seconds=seconds,
-        )[list(COLUMNS)]
-    )
+    return _typed(frame.assign(**OPTIONAL | about)[list(COLUMNS)])
 
 
 def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) -> pd.DataFrame:
@@ -100,7 +90,7 @@ def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) ->
 
     Known columns come first in the order of COLUMNS, the others by name; floats keep six significant digits, NaN is an
     empty field. Score rows (all of COLUMNS) are sorted, so that jobs finishing in another order write the same bytes;
-    other tables keep their order. Each file appears whole or not at all.
+    other tables keep their order. Each file appears whole or not at all. OSError names the file.
     """
     path = Path(path)
     known = [column for column in COLUMNS if column in frame]
@@ -108,8 +98,8 @@ def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) ->
     if _are_scores(frame):
         frame = frame.sort_values(list(KEY), kind="stable")
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    _replace(path, text)
-    _replace(_stamp_path(path), json.dumps({**stamp, "sha256": _sha256(text)}, indent=2, sort_keys=True) + "\n")
+    write_whole(path, text)
+    write_whole(_stamp_path(path), json.dumps({**stamp, "sha256": _sha256(text)}, indent=2, sort_keys=True) + "\n")
     return read_table(path).set_axis(frame.index).sort_index()
 
 
@@ -136,11 +126,19 @@ def read_stamp(path: str | os.PathLike) -> dict:
 
 
 def stamp(
-    *, root: str | os.PathLike, device: str, seed: int, data_fingerprint: str, phantom: bool, profile: str
+    *,
+    root: str | os.PathLike,
+    device: str,
+    seed: int,
+    data_fingerprint: str,
+    phantom: bool,
+    profile: str,
+    changes: Mapping = MappingProxyType({}),
 ) -> dict:
-    """Where numbers come from: code (git commit at root), packages, device, seed, data and profile. No clock.
+    """Where numbers come from: code (git commit at root), packages, device, seed, data and settings. No clock.
 
-    phantom: whether the data are simulated, so that no table passes for one of patients.
+    phantom: whether the data are simulated, so that no table passes for one of patients. changes: the settings that
+    differ from the profile's, nested as they are there.
     """
     packages = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -156,6 +154,7 @@ def stamp(
         "data_fingerprint": data_fingerprint,
         "phantom": phantom,
         "profile": profile,
+        "changes": dict(changes),
     }
 
 
@@ -219,10 +218,3 @@ def _stamp_path(path: Path) -> Path:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(draft, path)

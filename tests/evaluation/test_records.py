@@ -1,12 +1,12 @@
 """Tables keep what they were given, to the byte, and know what made them."""
 
+import os
 import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pdlib.evaluation import records
 from pdlib.evaluation.metrics import score_volume
 from pdlib.evaluation.records import COLUMNS, data_fingerprint, read_stamp, read_table, score_rows, stamp, write_table
 
@@ -27,10 +27,33 @@ def test_rows_carry_every_score_with_its_unit():
     assert tuple(frame) == COLUMNS
     assert dict(zip(frame.metric, frame.value, strict=True)) == scores
     assert set(zip(frame.metric, frame.unit, strict=True)) >= {("hd95_mm", "mm"), ("avd_percent", "%"), ("dice", "1")}
-    with pytest.raises(ValueError, match="fancy"):
-        score_rows(
-            {"fancy": 1.0}, **dict.fromkeys(("method", "fold", "seed", "subject", "site", "split", "nfe", "seconds"))
-        )
+
+
+@pytest.mark.parametrize(
+    ("scores", "changes", "words"),
+    [
+        ({"fancy": 1.0}, {}, "fancy: a metric without a unit"),
+        ({"dice": 1.0}, {"step": "ddim"}, "step: no column of a score .*rule"),
+        ({"dice": 1.0}, {"method": None}, "method: a score has to say its method, site"),
+    ],
+)
+def test_rows_refuse_what_they_have_no_column_for(scores, changes, words):
+    about = {"method": "unet", "fold": 0, "seed": 1, "subject": "a", "split": "test"}
+    about = {name: value for name, value in (about | {"site": "b"} | changes).items() if value is not None}
+    if changes.get("method", "") is None:
+        del about["site"]
+    with pytest.raises(ValueError, match=words):
+        score_rows(scores, **about)
+
+
+def test_columns_that_say_how_a_chain_ran_survive_the_disk(tmp_path):
+    chain = {"start": "best", "rule": "dpm_solver", "calls": 10, "t_prime": 30, "t_stop": 0}
+    frame = pd.concat([rows(method="pd_ddpm", **chain), rows(method="unet")], ignore_index=True)
+    back = write_table(tmp_path / "a.csv", frame, STAMP)
+    pd.testing.assert_frame_equal(back, frame)
+    assert back.start.tolist() == ["best"] * 2 + [""] * 2 and back.calls.tolist()[:2] == [10, 10]
+    assert back.calls.isna().tolist() == [False, False, True, True]
+    assert "pd_ddpm,best,dpm_solver,10,0," in (tmp_path / "a.csv").read_text()
 
 
 def test_a_table_survives_the_disk_and_its_order(tmp_path):
@@ -74,7 +97,7 @@ def test_an_interrupted_write_leaves_the_old_table(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_table(path, rows(dice=0.1), STAMP)
     assert path.read_bytes() == before
@@ -109,7 +132,8 @@ def test_stamp_knows_the_commit(tmp_path):
     (tmp_path / "code.py").write_text("a = 2\n")
     assert here()["git"]["dirty"] is True
     assert here()["packages"]["numpy"] == np.__version__
-    assert about.items() <= here().items()
+    assert about.items() <= here().items() and here()["changes"] == {}
+    assert stamp(root=tmp_path, **about, changes={"chain": {"eta": 0}})["changes"] == {"chain": {"eta": 0}}
 
 
 def test_fingerprint_follows_names_and_bytes_only(tmp_path):
