@@ -88,7 +88,7 @@ def test_without_triton_chains_are_sampled_and_the_kernels_notebook_runs(tmp_pat
 
 
 def test_light_modules_load_neither_torch_nor_monai():
-    wings = "report.figures evaluation.metrics evaluation.stats evaluation.records data.wmh __main__"
+    wings = "report.curves report.slices report.readme evaluation.metrics evaluation.stats evaluation.records data.wmh __main__"
     light = ", ".join(f"pdlib.{module}" for module in wings.split())
     heavy = "{'torch', 'monai', 'lightning_fabric'}"
     assert python(f"import sys, {light}; print({heavy} & set(sys.modules))").strip() == "set()"

@@ -1,45 +1,44 @@
-"""README's numbers, from figures/ and results/: `python -m pdlib.report README.md` rewrites the marked block."""
+"""README's numbers, from figures/ and results/: `python -m pdlib.report.readme README.md` rewrites the marked block."""
 
+import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 
 from pdlib.evaluation import records
-from pdlib.paths import BENCHMARKS, PAPER_NUMBERS, Layout, layout, measured_devices
+from pdlib.paths import BENCHMARKS, PAPER_NUMBERS, Layout, measured_devices, output_root, write_whole
 from pdlib.report import tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
+OTHERS = ("truncation", "fundus", "fewer_calls", "agreement")  # shown where the profile makes them
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 
 
 def update(readme: Path, place: Layout) -> None:
-    """Put the tables of a profile between the markers of a README. ValueError where it has no markers."""
+    """Put the tables of a profile between the markers of a README.
+
+    ValueError where it has no markers; OSError names the file that cannot be written.
+    """
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme}: has no block between {BEGIN} and {END}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{numbers(place)}\n{END}{after}", encoding="utf-8")
+    write_whole(readme, f"{before}{BEGIN}\n{numbers(place)}\n{END}{after}")
 
 
 def numbers(place: Layout) -> str:
     """The block: provenance, the claims, our tables in brief, and the paper's in tables of their own."""
-    stamp = records.read_stamp(place.results / "table1_scores.csv")
     paper = pd.read_csv(PAPER_NUMBERS)
     first, second = (
         tables.table_markdown(tables.paper_table(paper, number), f"Table {number} as the paper prints it (patients)")
         for number in ("1", "2")
     )
-    code = (stamp["git"]["sha"] or "unknown")[:10] + (" with changes" if stamp["git"].get("dirty") else "")
-    source = (
-        f"Scores of profile `{place.profile}` from code {code}, device {stamp['device']}, "
-        f"torch {stamp['packages']['torch']}, seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
-    )
     claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip() + "\n\n" + _verdicts(place)
     one, sites, two = (_brief(place, name) for name in ("table1", "table1_by_site", "table2"))
-    others = (_brief(place, name) for name in ("truncation", "fundus", "fewer_calls", "agreement"))
-    parts = (source, claims, one, first, sites, two, second, *others, *speeds())
+    others = (_brief(place, name) for name in OTHERS if (place.figures / f"{name}.md").exists())
+    parts = (_provenance(place), claims, one, first, sites, two, second, *others, *speeds())
     return "\n\n".join(part.strip() for part in parts)
 
 
@@ -58,6 +57,21 @@ def speeds() -> list[str]:
         )
         found.append(tables.table_markdown(tables.speed_table(steps), caption) + "\n" + _aimed_at(device, steps))
     return found
+
+
+def _provenance(place: Layout) -> str:
+    """What made the scores: one sentence, since one run has to have made them all. ValueError where several did."""
+    stamps = {path: records.read_stamp(path) for path in sorted(place.results.glob("*_scores.csv"))}
+    stamp = stamps[place.results / "table1_scores.csv"]
+    for path, other in stamps.items():
+        if other["git"] != stamp["git"]:
+            raise ValueError(f"{path}: made by other code than table1_scores.csv; run the graph again")
+    code = (stamp["git"]["sha"] or "unknown")[:10] + (" with changes" if stamp["git"].get("dirty") else "")
+    settings = f" with {json.dumps(stamp['changes'], sort_keys=True)}" if stamp.get("changes") else ""
+    return (
+        f"Scores of profile `{place.profile}`{settings} from code {code}, device {stamp['device']}, "
+        f"torch {stamp['packages']['torch']}, seed {stamp['seed']}, data {stamp['data_fingerprint'][:10]}."
+    )
 
 
 def _aimed_at(device: str, steps: pd.DataFrame) -> str:
@@ -91,4 +105,4 @@ def _brief(place: Layout, name: str) -> str:
 
 
 if __name__ == "__main__":
-    update(Path(sys.argv[1]), layout("cpu"))
+    update(Path(sys.argv[1]), Layout(output_root(), "cpu"))

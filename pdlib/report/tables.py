@@ -1,4 +1,8 @@
-"""Score rows in, the paper's tables out: means with intervals, paired differences with adjusted p."""
+"""Score rows in, the paper's tables out: means with intervals, paired differences with adjusted p.
+
+A row of a table is a dict that names the columns of ROW_KEY it stands for, {"method": "pd_ddpm", "calls": 10}: its
+scores are those that hold these values, and its title is made of them.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,60 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from pdlib.evaluation.stats import holm, mean_interval, paired_comparison
-from pdlib.methods import METHODS
+from pdlib.methods import CHAIN, METHODS
+from pdlib.paths import write_whole
+from pdlib.report.titles import ROW_KEY, Row, display_name, row_key, row_title, start_title
 
-NAMES = {
-    **{name: method.title for name, method in METHODS.items()},
-    "dice": "Dice",
-    "jaccard": "Jaccard",
-    "hd95": "HD95",
-    "hd95_mm": "HD95 (mm)",
-    "hd95_voxel": "HD95 (voxels)",
-    "f1": "F1",
-    "lesion_recall": "Lesion recall",
-    "lesion_precision": "Lesion precision",
-    "lesion_f1": "Lesion F1",
-    "avd_percent": "AVD (%)",
-    "uncertainty": "Uncertainty (variance)",
-    "entropy": "Entropy (nat)",
-    "energy_distance": "Energy distance to the raters",
-    "energy_distance_difference": "Δ energy distance",
-    "energy_distance_holm": "p (Holm)",
-    "rater_dice": "Dice with a rater",
-    "risk_area": "Area under the risk",
-    "calibration_error": "Calibration error",
-    "method": "Method",
-    "preseg": "Pre-segmentation",
-    "preseg_dice": "Pre-segmentation Dice",
-    "dice_difference": "Δ Dice",
-    "dice_holm": "p (Holm)",
-    "dice_disc": "Dice, disc",
-    "dice_disc_difference": "Δ Dice, disc",
-    "dice_disc_holm": "p (Holm)",
-    "dice_cup": "Dice, cup",
-    "nfe": "Calls",
-    "seconds": "Seconds",
-    "train_loss": "Training loss",
-    "reconstruction_loss": "Reconstruction loss",
-    "kl_loss": "KL loss",
-    "g_loss": "Generator loss",
-    "d_loss": "Discriminator loss",
-    "vlb_loss": "Variational bound",
-    "number": "Claim",
-    "claim": "What is claimed",
-    "estimate": "Difference",
-    "corrected_p": "p (Holm)",
-    "verdict": "Verdict",
-    "shown": "Shown in",
-    "system": "System",
-    "setting": "Setting",
-    "milliseconds": "Milliseconds",
-    "faster": "Times as fast",
-    "error": "Error",
-    "share_of_matmul": "Of the bfloat16 matmul rate",
-}
 FORMATS = {
     "n": "g",
+    "step": "g",
     "nfe": ".10g",
     "seconds": ".1f",
     "uncertainty": ".1e",
@@ -82,75 +39,99 @@ FORMATS = {
 PARTS = ("_low", "_high", "_undefined", "_difference", "_p", "_holm")  # of a score, in columns beside its own
 
 
-def display_name(key: str) -> str:
-    """What a reader is shown for a method, a metric or a column; the key itself where it has no other name."""
-    return NAMES.get(key, str(key))
-
-
 def subject_values(rows: pd.DataFrame) -> pd.Series:
     """One value a subject, the mean over seeds; NaN if any of them is."""
     return rows.groupby("subject").value.agg(lambda values: values.mean(skipna=False)).astype(float)
 
 
-def table1(
-    scores: pd.DataFrame,
-    *,
-    methods: Sequence[str],
-    baseline: str,
-    metrics: Sequence[str],
-    interval: Mapping[str, float],
-) -> pd.DataFrame:
-    """Table 1: a row for each method, each score as mean, interval and paired difference to the baseline's.
+def select(scores: pd.DataFrame, row: Row) -> pd.DataFrame:
+    """The score rows of a table's row. ValueError: none, or a column that tells no rows apart."""
+    row_key(row)
+    held = pd.Series(True, scores.index)
+    for column, value in row.items():
+        held &= (scores[column] == value).fillna(False).astype(bool)
+    if not held.any():
+        raise ValueError(f"{row_title(row)}: no scores (there are {', '.join(map(str, scores.method.unique()))})")
+    return scores[held]
 
-    scores: rows of `records.COLUMNS`, of one split. Columns: method, n, nfe and seconds where the scores have them, and
-    for each metric M: M, M_low, M_high, M_undefined (subjects without a value), M_difference (method - baseline) with
-    _low, _high, _undefined, M_p (Wilcoxon) and M_holm (adjusted over the table's rows). A subject that a method lacks
-    counts as undefined.
-    ValueError: scores of several splits, of no subject of a method, or of a method under several settings; a row that
+
+def table1(
+    scores: pd.DataFrame, *, rows: Sequence[Row], baseline: Row, metrics: Sequence[str], interval: Mapping[str, float]
+) -> pd.DataFrame:
+    """Table 1: a line for each row, each score as mean, interval and paired difference to the baseline's.
+
+    scores: rows of `records.COLUMNS`, of one split. Columns: those that the rows name, n, nfe and seconds where the
+    scores have them, and for each metric M: M, M_low, M_high, M_undefined (subjects without a value), M_difference (row
+    - baseline) with _low, _high, _undefined, M_p (Wilcoxon) and M_holm (adjusted over the table's rows). A subject that
+    a row lacks counts as undefined.
+    ValueError: scores of several splits, of no subject of a row, or of a row under several settings; a method that
     chooses its own T' may have another in each fold.
     """
     subjects = _subjects(scores)
-    base = _method_rows(scores, baseline)
-    rows = []
-    for method in methods:
-        mine = _method_rows(scores, method)
-        row = {"method": method, "n": len(subjects)}
+    base = _row_scores(scores, baseline)
+    found = []
+    for row in rows:
+        mine = _row_scores(scores, row)
+        line = _named(row, rows) | {"n": len(subjects)}
         if mine.nfe.notna().any():
-            row |= {"nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
-        rows.append(row | _scored(mine, None if method == baseline else base, subjects, metrics, interval))
-    return _adjusted(pd.DataFrame(rows), metrics)
+            line |= {"nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
+        same = row_key(row) == row_key(baseline)
+        found.append(line | _scored(mine, None if same else base, subjects, metrics, interval))
+    return _adjusted(pd.DataFrame(found), metrics)
 
 
 def table2(
-    scores: pd.DataFrame, *, levels: Mapping[str, str], metrics: Sequence[str], interval: Mapping[str, float]
+    scores: pd.DataFrame,
+    *,
+    starts: Sequence[str],
+    presegmenter: str,
+    metrics: Sequence[str],
+    interval: Mapping[str, float],
 ) -> pd.DataFrame:
-    """Table 2: a row for each quality of pre-segmentation, from its own Dice to what the diffusion makes of it.
+    """Table 2: a line for each quality of pre-segmentation, from its own Dice to what the diffusion makes of it.
 
-    levels: method name of the pre-segmentation -> method name of the diffusion started from it. Columns as in `table1`,
-    after preseg and preseg_dice (_low, _high, _undefined); a row's difference is to its own pre-segmentation.
+    starts: values of the column `start` (`methods.preseg_starts`); scores of each are those of the method
+    `presegmenter`, the pre-segmentation by itself, and of PD-DDPM from it. Columns as in `table1`, after start and
+    preseg_dice (_low, _high, _undefined); a row's difference is to its own pre-segmentation.
     """
     subjects = _subjects(scores)
     rows = []
-    for preseg, method in levels.items():
-        start, mine = _method_rows(scores, preseg), _method_rows(scores, method)
-        row = {"preseg": preseg, "n": len(subjects), "nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
-        before = _scored(start, None, subjects, ["dice"], interval)
-        row |= {f"preseg_{column}": value for column, value in before.items()}
-        rows.append(row | _scored(mine, start, subjects, metrics, interval))
+    for start in starts:
+        before, mine = (_row_scores(scores, {"method": name, "start": start}) for name in (presegmenter, CHAIN))
+        row = {"start": start, "n": len(subjects), "nfe": round(mine.nfe.mean(), 1), "seconds": mine.seconds.mean()}
+        own = _scored(before, None, subjects, ["dice"], interval)
+        row |= {f"preseg_{column}": value for column, value in own.items()}
+        rows.append(row | _scored(mine, before, subjects, metrics, interval))
     return _adjusted(pd.DataFrame(rows), metrics)
 
 
-def site_table(scores: pd.DataFrame, *, methods: Sequence[str]) -> pd.DataFrame:
-    """Mean Dice of the methods (rows) by site (columns, with their number of subjects); NaN where a subject has none.
+def site_table(scores: pd.DataFrame, *, rows: Sequence[Row]) -> pd.DataFrame:
+    """Mean Dice of the rows by site (columns, with their number of subjects); NaN where a subject has none.
 
     scores: rows of `records.COLUMNS`, of one split. ValueError: scores of several splits.
     """
     _subjects(scores)
-    rows = scores[scores.metric == "dice"]
-    counts = rows.groupby("site").subject.nunique()
-    means = rows.groupby(["method", "site"]).value.agg(lambda values: values.mean(skipna=False)).unstack("site")
-    named = means.loc[list(methods)].rename(columns={site: f"{site} (n = {count})" for site, count in counts.items()})
-    return named.reset_index().rename_axis(columns=None)
+    dice = scores[scores.metric == "dice"]
+    counts = dice.groupby("site").subject.nunique()
+    found = []
+    for row in rows:
+        by_site = select(dice, row).groupby("site").value.agg(lambda values: values.mean(skipna=False))
+        found.append(_named(row, rows) | {f"{site} (n = {n})": by_site.get(site) for site, n in counts.items()})
+    return pd.DataFrame(found)
+
+
+def front_table(scores: pd.DataFrame, *, metrics: Sequence[str]) -> pd.DataFrame:
+    """Every row in the scores, by rising number of calls: the columns of ROW_KEY, nfe, the mean of each metric, front.
+
+    scores: rows of `records.COLUMNS`, of one split. front: no other row has both fewer calls and a higher mean Dice.
+    """
+    found = []
+    for key, rows in scores.groupby(list(ROW_KEY), sort=False, dropna=False):
+        means = rows.groupby("metric").value.mean()
+        line = dict(zip(ROW_KEY, key, strict=True)) | {"nfe": float(rows.nfe.mean())}
+        found.append(line | {metric: means.get(metric) for metric in metrics})
+    ranked = pd.DataFrame(found).sort_values(["nfe", "dice"], ascending=[True, False], ignore_index=True)
+    return ranked.assign(front=ranked.dice > ranked.dice.cummax().shift(fill_value=-1))
 
 
 def speed_table(steps: pd.DataFrame) -> pd.DataFrame:
@@ -176,8 +157,13 @@ def paper_table(paper: pd.DataFrame, table: str) -> pd.DataFrame:
 def table_markdown(frame: pd.DataFrame, caption: str) -> str:
     """A table of this module as Markdown: scores as mean [low, high], the first compared with difference and Holm's p.
 
-    The other scores' differences have no room beside it: they are in the CSV.
+    The other scores' differences have no room beside it: they are in the CSV. The columns that tell rows apart become
+    one, the row's title.
     """
+    if "method" in frame:
+        titles = [row_title(row) for row in frame.to_dict("records")]
+        frame = frame.drop(columns=[column for column in ROW_KEY if column in frame])
+        frame.insert(0, "method", titles)
     parts = {f"{column}{part}" for column in frame for part in PARTS}
     columns = [column for column in frame if column not in parts]
     for score in [column for column in columns if f"{column}_difference" in frame][:1]:
@@ -191,15 +177,14 @@ def table_markdown(frame: pd.DataFrame, caption: str) -> str:
 def save_table(frame: pd.DataFrame, caption: str, path_stem: str | os.PathLike) -> None:
     """Write a table to path_stem.csv (six significant digits) and, as it is read, to path_stem.md."""
     stem = Path(path_stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
-    stem.with_suffix(".md").write_text(table_markdown(frame, caption), encoding="utf-8")
+    write_whole(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_whole(stem.with_suffix(".md"), table_markdown(frame, caption))
 
 
 def _cell(row: Mapping, column: str) -> str:
     value = row[column]
-    if not isinstance(value, float | int):
-        return display_name(value)
+    if isinstance(value, str):
+        return start_title(value) if column == "start" else display_name(value)
     if pd.isna(value):
         return "–"
     form = FORMATS.get(column, ".3f")
@@ -217,15 +202,20 @@ def _subjects(scores: pd.DataFrame) -> pd.Index:
     return pd.Index(sorted(scores.subject.unique()))
 
 
-def _method_rows(scores: pd.DataFrame, method: str) -> pd.DataFrame:
-    rows = scores[scores.method == method]
-    if rows.empty:
-        raise ValueError(f"{method}: no scores (there are {', '.join(map(str, scores.method.unique()))})")
-    by_fold = method in METHODS and METHODS[method].own_t_prime
-    for part in [part for _, part in rows.groupby("fold")] if by_fold else [rows]:
-        settings = part[["t_prime", "ensemble_size"]].drop_duplicates()
+def _named(row: Row, rows: Sequence[Row]) -> dict:
+    """The row's columns beside those that other rows of its table name."""
+    return {column: row.get(column) for column in ROW_KEY if any(column in other for other in rows)}
+
+
+def _row_scores(scores: pd.DataFrame, row: Row) -> pd.DataFrame:
+    """The scores of a row, which have to be of one setting each."""
+    rows = select(scores, row)
+    method = METHODS.get(row.get("method"))
+    for part in [part for _, part in rows.groupby("fold")] if method and method.own_t_prime else [rows]:
+        settings = part[[*ROW_KEY, "ensemble_size"]].drop_duplicates()
         if len(settings) > 1:
-            raise ValueError(f"{method}: scores of several settings, {settings.to_dict('records')}")
+            differ = settings.loc[:, settings.nunique(dropna=False) > 1]
+            raise ValueError(f"{row_title(row)}: scores of several settings, {differ.to_dict('records')}")
     return rows
 
 

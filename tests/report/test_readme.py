@@ -2,15 +2,19 @@
 
 import pandas as pd
 import pytest
+from conftest import rows
 
 from pdlib.evaluation import records
-from pdlib.paths import ROOT, layout
+from pdlib.methods import CHAIN
+from pdlib.paths import ROOT, Layout
+from pdlib.profiles import load_profile
 from pdlib.report import readme as report
 from pdlib.report import tables
 from pdlib.study.claims import TABLES, ledger
-from pdlib.workflow import load_profile
 
-COMMITTED = layout("cpu", str(ROOT))
+COMMITTED = Layout(ROOT, "cpu")
+STAMP = {"git": {"sha": "0123456789ab", "dirty": False}, "packages": {"torch": "2"}, "device": "cpu", "seed": 0}
+STAMP |= {"data_fingerprint": "f" * 64, "changes": {"chain": {"eta": 0}}}
 
 
 def test_readme_quotes_the_committed_results():
@@ -29,18 +33,53 @@ def test_committed_tables_are_those_that_were_stamped():
 
 
 def test_committed_tables_follow_from_the_committed_scores():
-    profile = load_profile("cpu")["04_compare_methods"]
-    interval = {name: profile[name] for name in ("resamples", "confidence", "seed")}
+    profile = load_profile("cpu")
     scores = {name: records.read_table(COMMITTED.results / f"{name}.csv") for name in TABLES}
-    settings = {name: load_profile("cpu")["11_claims"][name] for name in ("presegmenter", "few_calls", "margin")}
+    settings = {"presegmenter": profile.comparison.presegmenter, "few_calls": profile.fewer_calls.few_calls}
+    again = ledger(scores, **settings, margin=profile.statistics.margin, interval=profile.interval)
     kept = pd.read_csv(COMMITTED.figures / "claims.csv")
-    again = ledger(scores, **settings, interval=interval)
     pd.testing.assert_frame_equal(again, kept, rtol=1e-4, atol=2e-6, check_dtype=False)  # both round to six digits
     table = pd.read_csv(COMMITTED.figures / "table1.csv")
     metrics = ["dice", "hd95_voxel", "hd95_mm", "jaccard", "lesion_f1", "uncertainty"]
-    how = {"methods": profile["methods"], "baseline": "pd_ddpm", "metrics": metrics, "interval": interval}
-    again = tables.table1(scores["table1_scores"], **how)
+    how = {"rows": [{"method": name} for name in profile.comparison.methods], "baseline": {"method": CHAIN}}
+    again = tables.table1(scores["table1_scores"], **how, metrics=metrics, interval=profile.interval)
     pd.testing.assert_frame_equal(again, table, rtol=1e-4, atol=2e-5, check_dtype=False)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Scores and tables of one small run: what `numbers` reads, without what the profile may leave out."""
+    place = Layout(tmp_path, "cpu")
+    for name in ("table1_scores", "preseg_scores"):
+        records.write_table(place.results / f"{name}.csv", rows("unet", [0.5]), STAMP)
+    line = {"method": "unet", "n": 12, "dice": 0.5, "dice_low": 0.4, "dice_high": 0.6, "lesion_f1": 0.3}
+    line |= {"lesion_f1_low": 0.2, "lesion_f1_high": 0.4}
+    claim = {"number": "C2", "claim": "PD-DDPM beats its pre-segmenter", "verdict": "holds"}
+    tables.save_table(pd.DataFrame([line, line | {"method": "x0_jump"}]), "Table 1, ours", place.figures / "table1")
+    tables.save_table(
+        pd.DataFrame([{"method": "unet", "GE3T (n = 4)": 0.5}]), "By site", place.figures / "table1_by_site"
+    )
+    tables.save_table(pd.DataFrame([{"start": "checkpoint_1", "dice": 0.5}]), "Table 2", place.figures / "table2")
+    tables.save_table(pd.DataFrame([claim]), "The claims", place.figures / "claims")
+    return place
+
+
+def test_the_block_says_what_made_its_numbers_and_what_they_are(place):
+    block = report.numbers(place)
+    assert block.startswith(
+        'Scores of profile `cpu` with {"chain": {"eta": 0}} from code 0123456789, device cpu, torch 2,'
+    )
+    assert "| x0 jump | 0.500 [0.400, 0.600] | 0.300 |" in block, "of the scores beside Dice the means alone"
+    assert "| checkpoint 1 | 0.500 |" in block
+    assert "Verdicts of 1 rows: holds 1 (C2); does not hold 0; undecided 0." in block
+    assert "Optic disc" not in block
+
+
+def test_scores_of_two_states_of_the_code_are_not_quoted_as_one(place):
+    other = STAMP | {"git": {"sha": "fedcba", "dirty": False}}
+    records.write_table(place.results / "preseg_scores.csv", rows("unet", [0.5]), other)
+    with pytest.raises(ValueError, match=r"preseg_scores\.csv: made by other code"):
+        report.numbers(place)
 
 
 def test_a_readme_without_the_block_is_refused(tmp_path):

@@ -8,9 +8,15 @@ from conftest import rows
 from pdlib import paths
 from pdlib.evaluation.records import read_table
 from pdlib.evaluation.stats import holm, paired_comparison
+from pdlib.methods import preseg_starts
 from pdlib.report import tables
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
+HOW = {"baseline": {"method": "pd_ddpm"}, "metrics": ["dice"], "interval": INTERVAL}
+
+
+def named(*methods):
+    return [{"method": method} for method in methods]
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def values(scores, method):
 
 def test_table1_is_the_paired_statistics(scores):
     methods = ["unet", "attention_unet", "pd_ddpm"]
-    table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    table = tables.table1(scores, rows=named(*methods), **HOW)
     table = table.set_index("method")
     pairs = {m: paired_comparison(values(scores, m), values(scores, "pd_ddpm"), **INTERVAL) for m in methods[:2]}
     for method, pair in pairs.items():
@@ -48,23 +54,84 @@ def test_table1_is_the_paired_statistics(scores):
 def test_scores_without_a_cost_have_none_in_the_table(scores):
     """As those of agreement, which are computed from members that were paid for elsewhere."""
     free = scores.assign(nfe=pd.NA, seconds=pd.NA)
-    how = {"methods": ["unet", "pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    how = {"rows": named("unet", "pd_ddpm"), **HOW}
     with_cost, without = tables.table1(scores, **how), tables.table1(free, **how)
     pd.testing.assert_frame_equal(without, with_cost.drop(columns=["nfe", "seconds"]))
 
 
 def test_table1_counts_a_subject_that_a_method_lacks(scores):
     scores = scores[(scores.method != "unet") | (scores.subject != "Utrecht/0")]
-    table = tables.table1(scores, methods=["unet"], baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    table = tables.table1(scores, rows=named("unet"), **HOW)
     assert (table.dice_undefined[0], table.dice_difference_undefined[0]) == (2, 2)
 
 
-def test_table2_compares_with_its_own_start(scores):
-    table = tables.table2(scores, levels={"attention_unet": "pd_ddpm"}, metrics=["dice"], interval=INTERVAL)
-    gain = values(scores, "pd_ddpm") - values(scores, "attention_unet")
-    assert table.preseg_dice[0] == pytest.approx(values(scores, "attention_unet").mean())
-    assert table.dice_difference[0] == pytest.approx(gain.mean())
-    assert "| Attention U-Net | 8 | 300 |" in tables.table_markdown(table, "Table 2")
+def test_rows_are_told_apart_by_columns_and_titled_by_them():
+    ways = [("ddim_eta_1", 3, 0.5), ("ddim", 3, 0.6), ("ddpm", 30, 0.7), ("dpm_solver", 1, 0.4), ("x0_jump", 1, 0.3)]
+    scores = pd.concat([rows("pd_ddpm", [d, d], rule=rule, calls=calls, t_prime=30) for rule, calls, d in ways])
+    asked = [{"method": "pd_ddpm", "rule": rule, "calls": calls, "t_prime": 30} for rule, calls, _ in ways]
+    table = tables.table1(scores, rows=asked, baseline=asked[2], metrics=["dice"], interval=INTERVAL)
+    assert table.dice.tolist() == [dice for *_, dice in ways] and table.dice_difference.isna().tolist().count(True) == 1
+    assert list(table)[:5] == ["method", "rule", "calls", "t_prime", "n"]
+    titles = [line.split(" | ")[0] for line in tables.table_markdown(table, "Fewer calls").splitlines()[4:]]
+    assert titles == [
+        "| PD-DDPM, DDIM, eta 1, 3 calls, T' = 30",
+        "| PD-DDPM, DDIM, 3 calls, T' = 30",
+        "| PD-DDPM, every step",
+        "| PD-DDPM, DPM-Solver++, 1 call, T' = 30",
+        "| PD-DDPM, x0 jump, T' = 30",
+    ]
+    with pytest.raises(ValueError, match=r"PD-DDPM: scores of several settings, .*dpm_solver"):
+        tables.table1(scores, rows=named("pd_ddpm"), **HOW)
+    with pytest.raises(ValueError, match="seed: a row is told apart by method, start"):
+        tables.table1(scores, rows=[{"method": "pd_ddpm", "seed": 1}], **HOW | {"baseline": asked[0]})
+
+
+@pytest.mark.parametrize(
+    ("row", "title"),
+    [
+        ({"method": "rater"}, "A rater"),
+        ({"method": "x0_jump", "rule": "x0_jump", "calls": 1}, "x0 jump"),
+        ({"method": "addpm", "t_prime": 30, "t_stop": 25.0}, "ADDPM, T' = 30, t_stop = 25"),
+        ({"method": "pd_ddpm", "start": "checkpoint_2", "t_stop": np.nan}, "PD-DDPM from checkpoint 2"),
+        ({"method": "pd_ddpm", "start": "", "rule": "ddim_eta_0.5", "calls": pd.NA}, "PD-DDPM, ddim_eta_0.5"),
+    ],
+)
+def test_a_title_says_what_the_row_names(row, title):
+    assert tables.row_title(row) == title
+
+
+def test_a_table_reads_the_same_from_its_file(scores, tmp_path):
+    """README is written from the CSV, where a row that names no calls holds NaN."""
+    asked = [{"method": "unet"}, {"method": "pd_ddpm", "t_prime": 300}]
+    table = tables.table1(scores, rows=asked, baseline=asked[1], metrics=["dice"], interval=INTERVAL)
+    tables.save_table(table, "Table 1", tmp_path / "deep" / "table1")
+    text = (tmp_path / "deep" / "table1.md").read_text(encoding="utf-8")
+    assert tables.table_markdown(pd.read_csv(tmp_path / "deep" / "table1.csv"), "Table 1") == text
+    assert "| U-Net |" in text and "| PD-DDPM, T' = 300 |" in text
+
+
+def test_table2_compares_each_start_with_itself(scores):
+    base = values(scores, "pd_ddpm")
+    own = {"empty": 0 * base, "checkpoint_1": base - 0.2, "best": base - 0.1}
+    parts = [rows("attention_unet", dice, start=start) for start, dice in own.items()]
+    parts += [rows("pd_ddpm", base, start=start, nfe=300, t_prime=30, rule="ddim", calls=3) for start in own]
+    starts = preseg_starts(2)
+    table = tables.table2(
+        pd.concat(parts), starts=starts, presegmenter="attention_unet", metrics=["dice"], interval=INTERVAL
+    )
+    assert table.start.tolist() == starts == ["empty", "checkpoint_1", "best"]
+    np.testing.assert_allclose(table.preseg_dice, [0, base.mean() - 0.2, base.mean() - 0.1])
+    np.testing.assert_allclose(table.dice_difference, [base.mean(), 0.2, 0.1])
+    lines = tables.table_markdown(table, "Table 2").splitlines()
+    assert lines[2].startswith("| Pre-segmentation | n | Calls |") and lines[5].startswith("| checkpoint 1 | 8 | 300 |")
+
+
+def test_the_front_has_no_better_row_for_fewer_calls():
+    dice = {("dpm_solver", 2): 0.6, ("ddim", 2): 0.5, ("ddim", 4): 0.55, ("ddpm", 30): 0.7}
+    parts = [rows("pd_ddpm", [d, d], rule=rule, calls=calls, nfe=2 * calls + 1) for (rule, calls), d in dice.items()]
+    table = tables.front_table(pd.concat(parts), metrics=["dice", "lesion_f1"])
+    assert list(zip(table.rule, table.calls, strict=True)) == [*dice]
+    assert table.front.tolist() == [True, False, False, True] and table.nfe.tolist() == [5, 5, 9, 61]
 
 
 def test_site_table_is_the_mean_of_each_site():
@@ -75,14 +142,14 @@ def test_site_table_is_the_mean_of_each_site():
         for site, values, first in sites
         for i, value in enumerate(values)
     ]
-    table = tables.site_table(pd.concat(parts), methods=["pd_ddpm", "unet"])
+    table = tables.site_table(pd.concat(parts), rows=named("pd_ddpm", "unet"))
     assert list(table) == ["method", "GE3T (n = 2)", "Utrecht (n = 3)"] and list(table.method) == ["pd_ddpm", "unet"]
     np.testing.assert_allclose(table.iloc[:, 1:].astype(float), [[0.7, 0.6], [0.6, 0.5]])
 
 
 def test_markdown_says_what_is_undefined(scores):
     methods = ["unet", "pd_ddpm"]
-    table = tables.table1(scores, methods=methods, baseline="pd_ddpm", metrics=["dice"], interval=INTERVAL)
+    table = tables.table1(scores, rows=named(*methods), **HOW)
     lines = tables.table_markdown(table, "Table 1 (phantom)").splitlines()
     low, high = table.dice_difference_low[0], table.dice_difference_high[0]
     difference = f"{table.dice_difference[0]:+.3f} [{low:+.3f}, {high:+.3f}], 1 undefined"
@@ -94,8 +161,8 @@ def test_markdown_says_what_is_undefined(scores):
 
 def test_markdown_compares_the_first_score_only(scores):
     scores = pd.concat([scores, scores.assign(metric="jaccard")])
-    how = {"methods": ["unet", "pd_ddpm"], "baseline": "pd_ddpm", "interval": INTERVAL}
-    lines = tables.table_markdown(tables.table1(scores, metrics=["dice", "jaccard"], **how), "Table 1").splitlines()
+    how = HOW | {"rows": named("unet", "pd_ddpm"), "metrics": ["dice", "jaccard"]}
+    lines = tables.table_markdown(tables.table1(scores, **how), "Table 1").splitlines()
     assert lines[2].endswith("| Dice | Δ Dice | p (Holm) | Jaccard |")
 
 
@@ -108,32 +175,32 @@ def test_markdown_of_the_ledger_shows_its_p():
 
 def test_small_variances_are_not_rounded_to_nothing():
     scores = pd.concat([rows("pd_ddpm", [2e-5, 4e-5], "uncertainty"), rows("ddpm", [5e-5, 9e-5], "uncertainty")])
-    how = {"methods": ["ddpm", "pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["uncertainty"], "interval": INTERVAL}
+    how = HOW | {"rows": named("ddpm", "pd_ddpm"), "metrics": ["uncertainty"]}
     lines = tables.table_markdown(tables.table1(scores, **how), "Table 1").splitlines()
     assert "7.0e-05 [5.0e-05, 9.0e-05]" in lines[4] and "3.0e-05" in lines[5]
 
 
 def test_tables_refuse_a_mixture(scores):
-    how = {"methods": ["unet"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    how = {"rows": named("unet"), **HOW}
     with pytest.raises(ValueError, match="one split"):
         tables.table1(pd.concat([scores, rows("unet", [0.5], split="validation")]), **how)
-    with pytest.raises(ValueError, match="unet: scores of several settings"):
+    with pytest.raises(ValueError, match="U-Net: scores of several settings"):
         tables.table1(pd.concat([scores, rows("unet", [0.5], t_prime=3)]), **how)
-    with pytest.raises(ValueError, match="ddpm: no scores"):
-        tables.table1(scores, **how | {"methods": ["ddpm"]})
+    with pytest.raises(ValueError, match="DDPM: no scores"):
+        tables.table1(scores, **how | {"rows": named("ddpm")})
 
 
 def test_a_row_that_chooses_its_t_prime_may_do_so_in_each_fold(scores):
-    how = {"methods": ["tdpm"], "baseline": "pd_ddpm", "metrics": ["dice"], "interval": INTERVAL}
+    how = {"rows": named("tdpm"), **HOW}
     one, two = (rows("tdpm", [0.4, 0.6], fold=fold, t_prime=t, nfe=t) for fold, t in ((0, 3), (1, 5)))
     two["subject"] = ["Utrecht/2", "Utrecht/3"]
     table = tables.table1(pd.concat([scores, one, two]), **how)
     assert table.dice[0] == pytest.approx(0.5) and table.nfe[0] == 4
-    with pytest.raises(ValueError, match="tdpm: scores of several settings"):
+    with pytest.raises(ValueError, match="TDPM: scores of several settings"):
         tables.table1(pd.concat([scores, one, two.assign(fold=0)]), **how)
-    with pytest.raises(ValueError, match="x0_jump: scores of several settings"):
+    with pytest.raises(ValueError, match="x0 jump: scores of several settings"):
         parts = [part.assign(method="x0_jump") for part in (one, two)]
-        tables.table1(pd.concat([scores, *parts]), **how | {"methods": ["x0_jump"]})
+        tables.table1(pd.concat([scores, *parts]), **how | {"rows": named("x0_jump")})
 
 
 def test_the_papers_numbers_are_whole_and_consistent():

@@ -1,16 +1,15 @@
-"""What a figure or a table shows is what it was given; the same figure is the same file."""
-
-import subprocess
-import sys
+"""What a curve shows is what it was given."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import rows
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
 from pdlib.evaluation.stats import mean_interval
-from pdlib.report import figures
+from pdlib.report import curves
+from pdlib.report.style import method_colour
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 
@@ -28,7 +27,7 @@ def test_t_prime_curves_are_the_means_given():
             for metric in ("dice", "uncertainty"):
                 truth[split, metric, t] = rng.random(4)
                 parts.append(rows("pd_ddpm", truth[split, metric, t], metric, split=split, t_prime=t, ensemble_size=5))
-    figure = figures.t_prime_figure(
+    figure = curves.t_prime_figure(
         pd.concat(parts), method="pd_ddpm", preseg="attention_unet", steps=1000, chosen=[100], interval=INTERVAL
     )
     for ax, metric in zip(figure.axes, ("dice", "uncertainty"), strict=True):
@@ -46,7 +45,7 @@ def test_t_prime_curves_are_the_means_given():
 def test_ensemble_deviation_is_over_random_ensembles():
     values = {(1, 0): [0.5, 0.7], (1, 1): [0.7, 0.9], (4, 0): [0.8, 0.8], (4, 1): [0.8, 0.84]}
     scores = pd.concat([rows("pd_ddpm", v, ensemble_size=size, seed=seed) for (size, seed), v in values.items()])
-    left, right = figures.ensemble_figure(scores, method="pd_ddpm").axes
+    left, right = curves.ensemble_figure(scores, method="pd_ddpm").axes
     np.testing.assert_allclose(left.lines[0].get_ydata().astype(float), [0.7, 0.81])
     np.testing.assert_allclose(right.lines[0].get_ydata(), [0.2 / 2**0.5, 0.02 / 2**0.5])
     assert left.get_legend_handles_labels()[1] == ["test (n = 2, 2 ensembles a size)"]
@@ -54,7 +53,7 @@ def test_ensemble_deviation_is_over_random_ensembles():
 
 def test_training_curve_and_its_best():
     history = pd.DataFrame({"step": [10, 20, 30], "metric": "dice", "value": [0.2, 0.7, 0.6]})
-    (ax,) = figures.training_figure(history).axes
+    (ax,) = curves.training_figure(history).axes
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), history.value)
     assert (ax.lines[1].get_xdata()[0], ax.lines[1].get_ydata()[0]) == (20, 0.7)
 
@@ -64,7 +63,7 @@ def test_training_curve_and_its_best():
 )
 def test_a_loss_has_no_best(values, scale):
     history = pd.DataFrame({"step": [10, 20, 30], "metric": "g_loss", "value": values})
-    (ax,) = figures.training_figure(history).axes
+    (ax,) = curves.training_figure(history).axes
     assert len(ax.lines) == 1 and ax.get_yscale() == scale
 
 
@@ -73,7 +72,7 @@ def test_calibration_shows_ratios_ranges_and_words():
         [("volume", 28.0, 14, "ml"), ("contrast", 0.2, "0.1-0.4", ""), ("cortical", 1.2, "almost none", "%")],
         columns=["quantity", "phantom", "target", "unit"],
     )
-    (ax,) = figures.data_figure(calibration, note="phantom").axes
+    (ax,) = curves.data_figure(calibration, note="phantom").axes
     bars, dots = ax.lines[0:6:2], ax.lines[1:6:2]
     np.testing.assert_allclose([d.get_xdata()[0] for d in dots], [2, 1, np.nan])
     np.testing.assert_allclose(bars[1].get_xdata(), [0.5, 2])
@@ -81,114 +80,87 @@ def test_calibration_shows_ratios_ranges_and_words():
     assert {"28", "14 ml", "0.1-0.4", "almost none"} <= set(texts)
 
 
-def brain(shape=(20, 16)):
-    image = np.zeros(shape)
-    image[3:-3, 3:-3] = np.random.default_rng(0).uniform(1, 2, (shape[0] - 6, shape[1] - 6))
-    return image
-
-
-def test_processes_draw_every_state_and_arrow():
-    state = brain()
-    chains = {
-        "DDPM": [figures.State(f"t = {t}", state * t) for t in (3, 2, 1, 0)],
-        "PD-DDPM": [figures.State("start", state), figures.State("t = 1", state, forward=True)],
-    }
-    axes = np.array(figures.processes_figure(state, chains, note="phantom").axes).reshape(2, 5)
-    assert [ax.get_title() for ax in axes[1]] == ["PD-DDPM", "", "", "start", "t = 1"]
-    np.testing.assert_array_equal(axes[0, 2].images[0].get_array(), 2 * state[1:19, 1:15])
-    assert [len(ax.texts) for ax in axes[0]] == [0, 0, 1, 1, 1]
-
-
-def example(mask):
-    image = brain()
-    return figures.Example(
-        "training/GE3T/1", image, image, mask[0], {"unet": mask[1]}, mask[0] * 0.2, {"unet": 0.5}, 1.2
-    )
-
-
-def test_overlays_paint_hits_extras_and_misses():
-    mask = np.zeros((2, 20, 16), np.uint8)
-    mask[0, 8, 8] = mask[1, 8, 8] = mask[0, 9, 9] = mask[1, 10, 10] = 1
-    figure = figures.examples_figure([example(mask)] * 3, note="phantom")
-    predicted = figure.axes[3]
-    painted = [np.argwhere(layer.get_array()[..., 3]).tolist() for layer in predicted.images[1:]]
-    assert painted == [[[7, 7]], [[9, 9]], [[8, 8]]]  # the brain's box starts at (1, 1)
-    assert predicted.get_xlabel() == "0.500"
-    assert figure.axes[0].get_ylabel() == "GE3T/1"
-
-
-def test_overlay_takes_the_slices_with_most_lesion_and_never_an_empty_one():
-    image = np.zeros((2, 9, 20, 16))
-    image[:, 2:8] = brain()
-    mask = np.zeros((9, 20, 16), np.uint8)
-    mask[3, 8, 8:10] = mask[6, 8, 8] = 1
-    figure = figures.overlay_figure(image, None, mask, mask * 0.1, spacing_mm=(3, 1, 1), columns=3)
-    titles = [ax.get_title() for ax in figure.axes[:3]]
-    assert {"slice 4", "slice 7"} < set(titles) and set(titles) <= {f"slice {z + 1}" for z in range(2, 8)}
-
-
-def test_the_same_figure_is_the_same_file(tmp_path):
-    history = pd.DataFrame({"step": [10, 20], "metric": "train_loss", "value": [0.2, 0.1]})
-    files = [figures.save_figure(figures.training_figure(history, note="phantom"), tmp_path / n) for n in ("a", "b.1")]
-    assert [p.name for p in files[1]] == ["b.1.png", "b.1.pdf"]
-    for first, second in zip(*files, strict=True):
-        assert first.read_bytes() == second.read_bytes() and first.stat().st_size > 1000
-    assert b"CreationDate" not in files[0][1].read_bytes()
-
-
-def test_no_torch_is_loaded():
-    modules = "pdlib.report.figures, pdlib.evaluation.metrics, pdlib.evaluation.records"
-    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_points_against_calls_are_the_means_given():
+    asked = [("pd_ddpm", "ddim_eta_1"), ("x0_jump", "x0_jump"), ("pd_ddpm", "ddim")]
+    given = [(16, [0.5, 0.7]), (6, [0.4, 0.6]), (16, [0.5, 0.6])]
     scores = pd.concat(
         [
-            rows(name, values, metric, nfe=nfe)
-            for name, nfe, values in (("PD-DDPM", 16, [0.5, 0.7]), ("x0 jump", 6, [0.4, 0.6]), ("DDIM", 16, [0.5, 0.6]))
+            rows(name, values, metric, nfe=nfe, rule=rule)
+            for (name, rule), (nfe, values) in zip(asked, given, strict=True)
             for metric in ("dice", "lesion_f1")
         ]
     )
-    figure = figures.calls_figure(scores, metrics=["dice", "lesion_f1"], interval=INTERVAL)
+    wanted = [{"method": name, "rule": rule} for name, rule in asked]
+    figure = curves.calls_figure(scores, rows=wanted, metrics=["dice", "lesion_f1"], interval=INTERVAL)
     first, second, third = (container.lines[0] for container in figure.axes[0].containers)
     assert first.get_ydata()[0] == pytest.approx(0.6) and second.get_ydata()[0] == pytest.approx(0.5)
     assert first.get_xdata()[0] == 16 and second.get_xdata()[0] == 6
     assert 16 < third.get_xdata()[0] < 16.5, "as many calls as the first, and not on top of it"
+    assert first.get_color() == third.get_color() == method_colour("pd_ddpm")
+    assert first.get_marker() != third.get_marker(), "a method's second row"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["PD-DDPM, DDIM, eta 1", "x0 jump", "PD-DDPM, DDIM"]
 
 
-def test_ways_of_stepping_are_lines_from_each_start_and_the_front_is_ringed():
-    ways = {
-        "PD-DDPM, DDIM, eta 1, 2 calls": 5,
-        "PD-DDPM, DDIM, eta 1, 3 calls": 7,
-        "DDPM, DDIM, eta 1, 3 calls": 6,
-        "PD-DDPM, every step": 61,
-    }
+def test_rules_are_lines_from_each_start_and_the_front_is_ringed():
+    ways = [("pd_ddpm", "ddim_eta_1", 2, 5), ("pd_ddpm", "ddim_eta_1", 3, 7), ("ddpm", "ddim_eta_1", 3, 6)]
+    ways += [("pd_ddpm", "ddpm", 30, 61)]
     scores = pd.concat(
         [
-            rows(name, [nfe / 100, nfe / 50], metric, nfe=nfe)
-            for name, nfe in ways.items()
+            rows(name, [nfe / 100, nfe / 50], metric, nfe=nfe, rule=rule, calls=calls)
+            for name, rule, calls, nfe in ways
             for metric in ("dice", "lesion_f1", "uncertainty")
         ]
     )
-    figure = figures.solver_figure(scores, front=["PD-DDPM, every step"])
+    figure = curves.solver_figure(scores)
     first, second = figure.axes[:2]
     assert [ax.get_title() for ax in (first, second)] == ["PD-DDPM", "DDPM"]
     lines = {one.get_label(): one for one in first.lines}
     np.testing.assert_allclose(lines["DDIM, eta 1"].get_xydata(), [[5, 0.075], [7, 0.105]])
-    assert lines["every step"].get_marker() == "D"
-    assert (
-        second.lines[0].get_label() == "DDIM, eta 1" and second.lines[0].get_color() == lines["DDIM, eta 1"].get_color()
-    )
-    np.testing.assert_allclose(first.lines[-1].get_xydata(), [[61, 0.915]])
+    assert lines["ancestral"].get_marker() == "D"
+    assert second.lines[0].get_color() == lines["DDIM, eta 1"].get_color()
+    np.testing.assert_allclose(first.lines[-1].get_xydata(), [[5, 0.075], [7, 0.105], [61, 0.915]])
+
+
+def test_every_subject_is_a_dot_in_its_methods_colour():
+    dice = {"unet": [0.5, 0.7, np.nan], "pd_ddpm": [0.6, 0.8, 0.9], "x0_jump": [0.1, 0.2, 0.3]}
+    scores = pd.concat([rows(name, values) for name, values in dice.items()])
+    (ax,) = curves.scores_figure(scores, methods=["pd_ddpm", "unet"]).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["PD-DDPM", "U-Net"]
+    dots = [points for points in ax.collections if len(points.get_offsets())]
+    np.testing.assert_allclose(sorted(dots[0].get_offsets()[:, 0]), [0.6, 0.8, 0.9])
+    np.testing.assert_allclose(sorted(dots[1].get_offsets()[:, 0]), [0.5, 0.7])
+    for points, method in zip(dots, ("pd_ddpm", "unet"), strict=True):
+        np.testing.assert_allclose(points.get_facecolor()[0, :3], to_rgb(method_colour(method)))
+    assert ax.get_xlabel() == "Dice of a subject (n = 3, 1 undefined)"
+    with pytest.raises(ValueError, match="DDPM: no scores"):
+        curves.scores_figure(scores, methods=["ddpm"])
+
+
+def test_a_learned_variance_lies_between_its_bounds():
+    variances = pd.DataFrame({"posterior": [0.1, 0.2], "outside": [0.15, 0.25]}, index=[5, 9])
+    (ax,) = curves.variance_figure(variances).axes
+    np.testing.assert_allclose(line(ax, "outside").get_xydata(), [[5, 0.15], [9, 0.25]])
+    assert line(ax, "posterior").get_linestyle() == "--" and ax.get_yscale() == "log"
+
+
+def test_the_legend_of_the_speeds_covers_no_line():
+    steps = pd.DataFrame({"system": ["pdlib", "reference"], "setting": "half", "median_s": [0.002, 0.004]})
+    steps = steps.assign(low_s=steps.median_s * 0.9, high_s=steps.median_s * 1.1)
+    ops = pd.DataFrame({"op": "q_sample", "shape": "1x2", "dtype": "float32", "candidate": ["reference", "pdlib"]})
+    figure = curves.speed_figure(steps, ops.assign(median_s=[0.002, 0.001]))
+    figure.draw_without_rendering()
+    right = figure.axes[1]
+    legend, panel = right.get_legend().get_window_extent(), right.get_window_extent()
+    assert legend.y0 >= panel.y1 - 1
+    assert line(right, "pdlib").get_xdata()[0] == 2
 
 
 def test_agreement_shows_mean_curves_and_the_raters_distance():
-    curves = pd.DataFrame(
+    risks = pd.DataFrame(
         {"subject": ["a", "a", "b", "b"], "coverage": [0.5, 1.0] * 2, "risk": [0.01, 0.04, 0.03, 0.06]}
     ).assign(oracle=[0.0, 0.04, 0.0, 0.06], random=[0.04, 0.04, 0.06, 0.06])
     scores = pd.concat([rows("ddpm", [0.2, 0.4], "energy_distance"), rows("unet", [np.nan] * 2, "energy_distance")])
-    left, right = figures.agreement_figure(curves, scores, interval=INTERVAL).axes
+    left, right = curves.agreement_figure(risks, scores, interval=INTERVAL).axes
     np.testing.assert_allclose(left.lines[0].get_xydata(), [[0.5, 0.02], [1.0, 0.05]])
     assert [text.get_text() for text in right.get_yticklabels()] == ["DDPM"]
     assert right.containers[0].lines[0].get_xdata()[0] == pytest.approx(0.3)
