@@ -1,11 +1,14 @@
 """The ledger: what the papers claim, what our scores say about it, and no more than the interval allows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from pdlib.evaluation.stats import holm, mean_interval, paired_comparison
-from pdlib.methods import METHODS
+from pdlib.methods import CHAIN
+from pdlib.report.tables import select, subject_values
+from pdlib.report.titles import Row
 
 TABLES = (
     "table1_scores",
@@ -16,10 +19,29 @@ TABLES = (
     "fewer_calls_scores",
     "truncation_scores",
 )
-CHAIN = "pd_ddpm"
-AGREEMENT = ("risk_area", "risk_area_random", "energy_distance")
-ALL = "PD-DDPM, every step"  # a row of notebook 10
-TRUNCATED, WHOLE = METHODS["addpm"].title, METHODS["pd_ddpm"].title  # rows of notebook 08
+EVERY_STEP = {"method": CHAIN, "rule": "ddpm"}  # a row of notebook 10
+Scores = Mapping[str, pd.DataFrame]  # rows of `records.COLUMNS` by the name of their file, one of TABLES each
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence and the numbers that it stands or falls with.
+
+    Args:
+        number: C1, C2, ..., or "control".
+        text: what is claimed.
+        difference: one value a test subject; the claim says that their mean lies above `bound`.
+        shown: the table or figure that it can be read from.
+        bound: 0 for a claim of more; minus the margin for one of "not worse".
+        cheaper: whether calls were saved; "not worse" says nothing where they were not.
+    """
+
+    number: str
+    text: str
+    difference: pd.Series
+    shown: str
+    bound: float = 0.0
+    cheaper: bool = True
 
 
 def caption(whose: str, margin: float, interval: Mapping) -> str:
@@ -30,11 +52,6 @@ def caption(whose: str, margin: float, interval: Mapping) -> str:
     )
 
 
-def solver_row(calls: int) -> str:
-    """The name of notebook 10's row that makes so many calls from T' by DPM-Solver++."""
-    return f"PD-DDPM, DPM-Solver++, {calls} calls"
-
-
 def chosen_t_primes(scores: pd.DataFrame) -> pd.Series:
     """The T' with the best mean Dice on the validation subjects of each fold. scores: rows of notebook 05."""
     rows = scores[(scores.method == CHAIN) & (scores.metric == "dice") & (scores.split == "validation")]
@@ -42,107 +59,41 @@ def chosen_t_primes(scores: pd.DataFrame) -> pd.Series:
 
 
 def ledger(
-    tables: Mapping[str, pd.DataFrame], *, presegmenter: str, few_calls: int, margin: float, interval: Mapping
+    tables: Scores, *, presegmenter: str, few_calls: int, margin: float, interval: Mapping[str, float]
 ) -> pd.DataFrame:
     """A row for each claim: number, claim, estimate (with _low, _high, _undefined), corrected_p, n, verdict, shown.
 
-    tables: rows of `records.COLUMNS` by the name of their file, one of TABLES each. An estimate is a mean paired
-    difference over the test subjects, of Dice if the claim does not name another score, with its bootstrap interval. A
-    claim of more is held against 0, one of "not worse" against -margin: it holds where the whole interval lies above
-    that bound and so does Wilcoxon's test after Holm's correction over the ledger, does not hold where both lie below
-    it, and is undecided otherwise, as is "not worse" where no calls were saved.
+    An estimate is a mean paired difference over the test subjects, of Dice if the claim does not name another score,
+    with its bootstrap interval. A claim of more is held against 0, one of "not worse" against -margin: it holds where
+    the whole interval lies above that bound and so does Wilcoxon's test after Holm's correction over the ledger, does
+    not hold where both lie below it, and is undecided otherwise, as is "not worse" where no calls were saved.
     """
-    score = {name: _by_subject(rows, "dice") for name, rows in tables.items()}
-    table1, presegs, calls = score["table1_scores"], score["preseg_scores"], _calls(tables["table1_scores"])
-    stepped, spent = score["fewer_calls_scores"], _calls(tables["fewer_calls_scores"])
-    cut, cost_cut = score["truncation_scores"], _calls(tables["truncation_scores"])
-    cut_f1 = _by_subject(tables["truncation_scores"], "lesion_f1")
-    sweep = tables["t_prime_scores"]
-    curve, spread = (_curve(sweep, metric, "test") for metric in ("dice", "uncertainty"))
-    chosen, first, last = chosen_t_primes(sweep), min(spread), max(spread)
-    home = sweep[sweep.split == "test"].groupby("subject").fold.first()
-    at_chosen = pd.Series({subject: curve.at[subject, chosen[fold]] for subject, fold in home.items()})
-    middle = min(spread, key=lambda t_prime: abs(t_prime - last / 2))
-    sizes, drawn = _sizes(tables["ensemble_scores"], "mean"), _sizes(tables["ensemble_scores"], "std")
-    one, some, most = min(sizes), sorted(sizes)[len(sizes.columns) // 2], max(sizes)
-    begun = presegs[f"{CHAIN} from best"]
-    others = presegs[[name for name in presegs if name.startswith(f"{CHAIN} from step")]].mean(axis=1, skipna=False)
-    area, random, distance = (_by_subject(tables["agreement_scores"], metric) for metric in AGREEMENT)
-    few = solver_row(few_calls)
-
-    def part(*t_primes: int) -> str:
-        return f"T'/T = {' or '.join(f'{t_prime / last:g}' for t_prime in t_primes)}"
-
-    def cost(a: float, b: float) -> str:
-        return f" ({a:g} against {b:g} calls)"
-
-    higher = [
-        ("C2", "PD-DDPM beats its pre-segmenter", table1[CHAIN] - table1[presegmenter], "Table 1"),
-        ("C2b", "PD-DDPM beats an ensemble of it", table1[CHAIN] - table1["deep_ensemble"], "Table 1"),
-        ("C3", "PD-DDPM beats TDPM, as trained here", table1[CHAIN] - table1["tdpm"], "Table 1"),
-        ("C3", "PD-DDPM beats ES-DDPM", table1[CHAIN] - table1["es_ddpm"], "Table 1"),
-        *(
-            (
-                "C4",
-                f"{part(*sorted({*chosen}))}, best on validation, beats {part(end)}",
-                at_chosen - curve[end],
-                "Fig. 3",
-            )
-            for end in (first, last)
-        ),
-        ("C5", f"uncertainty grows from {part(first)} to {part(middle)}", spread[middle] - spread[first], "Fig. 3"),
-        (
-            "C5",
-            f"and grows less from there to {part(last)}",
-            2 * spread[middle] - spread[first] - spread[last],
-            "Fig. 3",
-        ),
-        ("C6", f"{most} members beat {one}", sizes[most] - sizes[one], "Fig. 4"),
-        (
-            "C6",
-            f"and gain less from {some} on than up to there",
-            2 * sizes[some] - sizes[one] - sizes[most],
-            "Fig. 4",
-        ),
-        ("C6", f"{most} members scatter less than {one}", drawn[one] - drawn[most], "Fig. 4"),
-        ("C7", "the best start beats weaker ones, on average", begun - others, "Table 2"),
-        ("C7", "an empty start loses to the best", begun - presegs[f"{CHAIN} from empty"], "Table 2"),
-        (
-            "C10",
-            "uncertainty ranks the errors: area under the risk, random less ours",
-            random[CHAIN] - area[CHAIN],
-            "Agreement",
-        ),
-        (
-            "C10",
-            "members are nearer to the raters than an ensemble of seeds: energy distance, its less ours",
-            distance["deep_ensemble"] - distance[CHAIN],
-            "Agreement",
-        ),
-        ("control", "PD-DDPM beats the x0 jump", table1[CHAIN] - table1["x0_jump"], "Table 1"),
+    table1 = tables["table1_scores"]
+    claims = [
+        *_against_whole_chains(table1, margin),
+        *_against_other_starts(table1, presegmenter),
+        *_of_t_prime(tables["t_prime_scores"]),
+        *_of_ensemble_size(tables["ensemble_scores"]),
+        *_of_presegs(tables["preseg_scores"]),
+        *_of_both_ends(table1, tables["truncation_scores"], margin),
+        *_of_solvers(tables["fewer_calls_scores"], few_calls, margin),
+        *_of_uncertainty(tables["agreement_scores"]),
+        Claim("control", "PD-DDPM beats the x0 jump", _less(table1, CHAIN, "x0_jump"), "Table 1"),
     ]
-    cheaper = [
-        ("C1", "PD-DDPM is not worse than DDPM", table1, calls, CHAIN, "ddpm", "Table 1"),
-        ("C1", "PD-DDPM is not worse than DDPM by Wolleb's recipe", table1, calls, CHAIN, "wolleb2021", "Table 1"),
-        ("C8", "ADDPM is not worse than PD-DDPM", cut, cost_cut, TRUNCATED, WHOLE, "Both ends"),
-        ("C8", "nor is its lesion F1", cut_f1, cost_cut, TRUNCATED, WHOLE, "Both ends"),
-        ("C9", "a solver is not worse than every step from T'", stepped, spent, few, ALL, "Fewer calls"),
-    ]
-    rows = [(number, claim, 0.0, True, difference, shown) for number, claim, difference, shown in higher]
-    rows += [
-        (number, claim + cost(nfe[a], nfe[b]), -margin, nfe[a] < nfe[b], dice[a] - dice[b], shown)
-        for number, claim, dice, nfe, a, b, shown in cheaper
-    ]
-    rows.sort(key=lambda row: (row[0] == "control", int("".join(filter(str.isdigit, row[0])) or 0)))
-    means = [mean_interval(difference, **interval) for *_, difference, _ in rows]
-    tests = [paired_comparison(d - bound, 0 * d, **interval)["p_value"] for _, _, bound, _, d, _ in rows]
+    return _judged(claims, interval)
+
+
+def _judged(claims: Sequence[Claim], interval: Mapping[str, float]) -> pd.DataFrame:
+    """Estimates, corrected tests and verdicts, one row a claim."""
+    means = [mean_interval(claim.difference, **interval) for claim in claims]
+    tests = [paired_comparison(one.difference - one.bound, 0 * one.difference, **interval)["p_value"] for one in claims]
     found = []
-    for (number, claim, bound, saved, _, shown), mean, p_value in zip(rows, means, holm(tests), strict=True):
-        clear = saved and p_value < 1 - interval["confidence"]
-        verdict = _verdict(mean["low"], mean["high"], bound) if clear else "undecided"
+    for claim, mean, p_value in zip(claims, means, holm(tests), strict=True):
+        clear = claim.cheaper and p_value < 1 - interval["confidence"]
+        verdict = _verdict(mean["low"], mean["high"], claim.bound) if clear else "undecided"
         parts = {"estimate": mean["mean"]} | {f"estimate_{key}": mean[key] for key in ("low", "high")}
         parts |= {"estimate_undefined": mean["n_undefined"], "corrected_p": p_value, "n": mean["n"]}
-        found.append({"number": number, "claim": claim, **parts, "verdict": verdict, "shown": shown})
+        found.append({"number": claim.number, "claim": claim.text, **parts, "verdict": verdict, "shown": claim.shown})
     return pd.DataFrame(found)
 
 
@@ -150,24 +101,122 @@ def _verdict(low: float, high: float, bound: float) -> str:
     return "holds" if low > bound else "does not hold" if high < bound else "undecided"
 
 
-def _calls(scores: pd.DataFrame) -> pd.Series:
-    """Network calls of each method."""
-    return scores.groupby("method").nfe.mean().astype(float)
+def _against_whole_chains(table1: pd.DataFrame, margin: float) -> list[Claim]:
+    others = {"ddpm": "DDPM", "wolleb2021": "DDPM by Wolleb's recipe"}
+    return [
+        _not_worse(
+            ("C1", f"PD-DDPM is not worse than {title}", "Table 1"), table1, {"method": CHAIN}, {"method": name}, margin
+        )
+        for name, title in others.items()
+    ]
 
 
-def _by_subject(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Scores of the test subjects (rows) by method (columns)."""
+def _against_other_starts(table1: pd.DataFrame, presegmenter: str) -> list[Claim]:
+    beaten = [
+        ("C2", "PD-DDPM beats its pre-segmenter", presegmenter),
+        ("C2b", "PD-DDPM beats an ensemble of it", "deep_ensemble"),
+        ("C3", "PD-DDPM beats TDPM, as trained here", "tdpm"),
+        ("C3", "PD-DDPM beats ES-DDPM", "es_ddpm"),
+    ]
+    return [Claim(number, text, _less(table1, CHAIN, name), "Table 1") for number, text, name in beaten]
+
+
+def _of_t_prime(sweep: pd.DataFrame) -> list[Claim]:
+    """Fig. 3. Each fold tests the T' that its own validation subjects chose."""
+    curve, spread = (_by(sweep, metric, "t_prime", CHAIN) for metric in ("dice", "uncertainty"))
+    chosen, first, last = chosen_t_primes(sweep), min(spread), max(spread)
+    home = sweep[sweep.split == "test"].groupby("subject").fold.first()
+    at_chosen = pd.Series({subject: curve.at[subject, chosen[fold]] for subject, fold in home.items()})
+    middle = min(spread, key=lambda t_prime: abs(t_prime - last / 2))
+
+    def part(*t_primes: int) -> str:
+        return f"T'/T = {' or '.join(f'{t_prime / last:g}' for t_prime in t_primes)}"
+
+    best = f"{part(*sorted({*chosen}))}, best on validation, beats"
+    grows = spread[middle] - spread[first]
+    bends = 2 * spread[middle] - spread[first] - spread[last]
+    return [
+        *(Claim("C4", f"{best} {part(end)}", at_chosen - curve[end], "Fig. 3") for end in (first, last)),
+        Claim("C5", f"uncertainty grows from {part(first)} to {part(middle)}", grows, "Fig. 3"),
+        Claim("C5", f"and grows less from there to {part(last)}", bends, "Fig. 3"),
+    ]
+
+
+def _of_ensemble_size(draws: pd.DataFrame) -> list[Claim]:
+    """Fig. 4: the mean over the random ensembles of a size, and how far they scatter."""
+    sizes, drawn = (_by(draws, "dice", "ensemble_size", CHAIN, over) for over in ("mean", "std"))
+    one, some, most = min(sizes), sorted(sizes)[len(sizes.columns) // 2], max(sizes)
+    flattens = 2 * sizes[some] - sizes[one] - sizes[most]
+    return [
+        Claim("C6", f"{most} members beat {one}", sizes[most] - sizes[one], "Fig. 4"),
+        Claim("C6", f"and gain less from {some} on than up to there", flattens, "Fig. 4"),
+        Claim("C6", f"{most} members scatter less than {one}", drawn[one] - drawn[most], "Fig. 4"),
+    ]
+
+
+def _of_presegs(presegs: pd.DataFrame) -> list[Claim]:
+    from_start = _by(presegs, "dice", "start", CHAIN)
+    others = from_start.drop(columns=["empty", "best"]).mean(axis=1, skipna=False)
+    return [
+        Claim("C7", "the best start beats weaker ones, on average", from_start["best"] - others, "Table 2"),
+        Claim("C7", "an empty start loses to the best", from_start["best"] - from_start["empty"], "Table 2"),
+    ]
+
+
+def _of_both_ends(table1: pd.DataFrame, truncated: pd.DataFrame, margin: float) -> list[Claim]:
+    """ADDPM from and to where Table 1 has it, beside the whole chain of the same rule."""
+    ends = select(table1, {"method": "addpm"}).iloc[0]
+    addpm = {"method": "addpm", "t_prime": ends.t_prime, "t_stop": ends.t_stop}
+    whole = {"method": CHAIN, "rule": select(truncated, addpm).rule.iloc[0]}
+    said = {"dice": "ADDPM is not worse than PD-DDPM", "lesion_f1": "nor is its lesion F1"}
+    return [
+        _not_worse(("C8", text, "Both ends"), truncated, addpm, whole, margin, metric) for metric, text in said.items()
+    ]
+
+
+def _of_solvers(scores: pd.DataFrame, few_calls: int, margin: float) -> list[Claim]:
+    few = {"method": CHAIN, "rule": "dpm_solver", "calls": few_calls}
+    about = ("C9", "a solver is not worse than every step from T'", "Fewer calls")
+    return [_not_worse(about, scores, few, EVERY_STEP, margin)]
+
+
+def _of_uncertainty(scores: pd.DataFrame) -> list[Claim]:
+    area, random, distance = (_by(scores, name) for name in ("risk_area", "risk_area_random", "energy_distance"))
+    ranks = "uncertainty ranks the errors: area under the risk, random less ours"
+    nearer = "members are nearer to the raters than an ensemble of seeds: energy distance, its less ours"
+    return [
+        Claim("C10", ranks, random[CHAIN] - area[CHAIN], "Agreement"),
+        Claim("C10", nearer, distance["deep_ensemble"] - distance[CHAIN], "Agreement"),
+    ]
+
+
+def _not_worse(
+    about: tuple[str, str, str], scores: pd.DataFrame, ours: Row, theirs: Row, margin: float, metric: str = "dice"
+) -> Claim:
+    """A claim of "not worse" at fewer calls a slice, which are told. about: number, text, and where it is shown."""
+    number, text, shown = about
+    (mine, a), (other, b) = (_of_row(scores, row, metric) for row in (ours, theirs))
+    return Claim(number, f"{text} ({a:g} against {b:g} calls)", mine - other, shown, bound=-margin, cheaper=a < b)
+
+
+def _of_row(scores: pd.DataFrame, row: Row, metric: str) -> tuple[pd.Series, float]:
+    """A row's scores, NaN for a test subject that it lacks, and its network calls a slice."""
+    rows, tested = select(scores, row), sorted(scores[scores.split == "test"].subject.unique())
+    mine = rows[(rows.metric == metric) & (rows.split == "test")]
+    return subject_values(mine).reindex(tested), float(rows.nfe.mean())
+
+
+def _less(scores: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    """Dice of a method less that of another, by test subject."""
+    dice = _by(scores, "dice")
+    return dice[ours] - dice[theirs]
+
+
+def _by(
+    scores: pd.DataFrame, metric: str, column: str = "method", method: str | None = None, over: str = "mean"
+) -> pd.DataFrame:
+    """Scores of the test subjects (rows) by the values of a column, of one method if it is named."""
     rows = scores[(scores.metric == metric) & (scores.split == "test")]
-    return rows.pivot_table(index="subject", columns="method", values="value", dropna=False)
-
-
-def _sizes(scores: pd.DataFrame, over_draws: str) -> pd.DataFrame:
-    """Dice of the test subjects (rows) by ensemble size (columns): mean or std over the random ensembles."""
-    rows = scores[(scores.metric == "dice") & (scores.split == "test")]
-    return rows.pivot_table(index="subject", columns="ensemble_size", values="value", aggfunc=over_draws, dropna=False)
-
-
-def _curve(scores: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """Scores of the chain by subject (rows) and T' (columns)."""
-    rows = scores[(scores.method == CHAIN) & (scores.metric == metric) & (scores.split == split)]
-    return rows.pivot_table(index="subject", columns="t_prime", values="value", dropna=False)
+    if method is not None:
+        rows = rows[rows.method == method]
+    return rows.pivot_table(index="subject", columns=column, values="value", aggfunc=over, dropna=False)

@@ -1,11 +1,12 @@
 """Several test folds as one: every subject is tested once, by networks that never saw it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
 from pdlib.data.folds import split_subjects
-from pdlib.study.claims import CHAIN
+from pdlib.study.run import Run
+from pdlib.training.weights import load_weights
 
 
 def pool(scores: Mapping[int, pd.DataFrame], folds: pd.DataFrame) -> pd.DataFrame:
@@ -22,19 +23,14 @@ def pool(scores: Mapping[int, pd.DataFrame], folds: pd.DataFrame) -> pd.DataFram
     return pd.concat(scores.values(), ignore_index=True)
 
 
-def gap_names(gaps: Sequence[float]) -> list[str]:
-    """What Table 2 calls a checkpoint that was picked for its gap below the best, the widest first, "best" last."""
-    return [*(f"step {gap:g} below best" for gap in sorted(gaps, reverse=True)[:-1]), "best"]
-
-
-def name_by_gap(scores: pd.DataFrame, picked: Sequence[int], gaps: Sequence[float]) -> pd.DataFrame:
-    """Table 2's rows of a fold with its checkpoints named by `gap_names`: steps differ from fold to fold, ranks do not.
-
-    picked: the steps in the order of `experiment.pick_checkpoints`. ValueError for a step that the rows do not know.
+def saw_only_their_own(run: Run) -> pd.DataFrame:
+    """The networks of a run's fold (columns fold, network), whether each names the fold's training and validation
+    subjects as its own ("own subjects"), and how many subjects of the test fold it has seen ("crossed").
     """
-    steps = [*(f"step {step}" for step in picked[:-1]), "best"]
-    names = dict(zip(steps, gap_names(gaps), strict=True))
-    names |= {f"{CHAIN} from {step}": f"{CHAIN} from {name}" for step, name in names.items()}
-    if unknown := set(names) - set(scores.method):
-        raise ValueError(f"{min(unknown)}: no scores (there are {', '.join(scores.method.unique())})")
-    return scores.assign(method=scores.method.replace(names))
+    found = []
+    for path in sorted(run.place.trained.weights("").glob("*/best.safetensors")):
+        saw = load_weights(path).card["data"]
+        own = all(saw[split] == run.subjects(split) for split in ("train", "validation"))
+        crossed = {*saw["train"], *saw["validation"]} & {*run.subjects("test")}
+        found.append({"fold": run.fold, "network": path.parent.name, "own subjects": own, "crossed": len(crossed)})
+    return pd.DataFrame(found)

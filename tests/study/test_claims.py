@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import rows
 
-from pdlib.study.claims import ALL, chosen_t_primes, ledger, solver_row
+from pdlib.study.claims import EVERY_STEP, chosen_t_primes, ledger
 
 INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
 BASE = np.linspace(0.5, 0.8, 12)
@@ -20,6 +20,8 @@ def results(addpm_calls=8, **gains):
         return BASE + gains.get(name, -0.02) + NOISE * (name != "pd_ddpm")
 
     names = ["pd_ddpm", "ddpm", "wolleb2021", "attention_unet", "deep_ensemble", "tdpm", "es_ddpm", "x0_jump"]
+    table1 = [rows(name, at(name), nfe=calls.get(name, 16)) for name in names]
+    table1 += [rows("addpm", at("addpm"), nfe=addpm_calls, t_prime=30, t_stop=25)]
     curve = {5: -0.01, 30: 0.0, 50: 0.0, 100: -0.03}
     spread = {5: 1e-5, 30: 5e-5, 50: 9e-5, 100: 1e-4}
     sweep = [
@@ -36,9 +38,9 @@ def results(addpm_calls=8, **gains):
         for size, gain in {1: 0.0, 2: 0.02, 4: 0.03}.items()
         for draw in (0, 1)
     ]
-    starts = {"empty": -0.3, "step 100": -0.1, "step 200": -0.05, "best": 0.0}
-    begun = [rows(name, BASE + gain) for name, gain in starts.items()]
-    begun += [rows(f"pd_ddpm from {name}", BASE + gain / 2 + NOISE, t_prime=30) for name, gain in starts.items()]
+    starts = {"empty": -0.3, "checkpoint_1": -0.1, "checkpoint_2": -0.05, "best": 0.0}
+    begun = [rows("attention_unet", BASE + gain, start=start) for start, gain in starts.items()]
+    begun += [rows("pd_ddpm", BASE + gain / 2 + NOISE, start=start, t_prime=30) for start, gain in starts.items()]
     agreed = [
         rows(name, values * (1 + NOISE), metric)
         for name, found in {
@@ -47,14 +49,19 @@ def results(addpm_calls=8, **gains):
         }.items()
         for metric, values in found.items()
     ]
-    fewer = [rows(ALL, BASE, nfe=61), rows(solver_row(10), BASE + NOISE - 0.03, nfe=21)]
-    cut = [rows("PD-DDPM", BASE, metric, nfe=16) for metric in ("dice", "lesion_f1")]
-    cut += [rows("ADDPM", at("addpm"), nfe=addpm_calls), rows("ADDPM", at("addpm_f1"), "lesion_f1", nfe=addpm_calls)]
+    fewer = [rows(values=BASE, nfe=61, calls=30, **EVERY_STEP)]
+    solver = {"method": "pd_ddpm", "rule": "dpm_solver"}
+    fewer += [rows(values=BASE + NOISE - gap, nfe=2 * n + 1, calls=n, **solver) for n, gap in ((10, 0.03), (5, 0.2))]
+    ends = {"t_prime": 30, "t_stop": 25, "nfe": addpm_calls, "rule": "ddim_eta_1"}
+    cut = [rows("pd_ddpm", BASE, metric, nfe=16, rule="ddim_eta_1") for metric in ("dice", "lesion_f1")]
+    cut += [rows("pd_ddpm", BASE + 0.2, metric, nfe=16, rule="ddim") for metric in ("dice", "lesion_f1")]
+    cut += [rows("addpm", at("addpm"), **ends), rows("addpm", at("addpm_f1"), "lesion_f1", **ends)]
+    cut += [rows("addpm", at("addpm") + 0.3, **ends | {"t_prime": 50})]
     return {
         "truncation_scores": pd.concat(cut),
         "agreement_scores": pd.concat(agreed),
         "fewer_calls_scores": pd.concat(fewer),
-        "table1_scores": pd.concat([rows(name, at(name), nfe=calls.get(name, 16)) for name in names]),
+        "table1_scores": pd.concat(table1),
         "t_prime_scores": pd.concat(sweep),
         "ensemble_scores": pd.concat(members),
         "preseg_scores": pd.concat(begun),
@@ -134,3 +141,18 @@ def test_each_fold_tests_the_t_prime_of_its_own_validation():
     least, whole = claims[claims.number == "C4"].itertuples()
     assert least.claim.startswith("T'/T = 0.3 or 0.5, best on validation")
     assert (least.estimate, whole.estimate) == pytest.approx((0.02, 0.04))
+
+
+def test_rows_are_found_by_columns_beside_others_of_the_same_method():
+    """Two solvers, two rules of PD-DDPM and two pairs of ADDPM stand in the tables; the chosen ones are compared."""
+    tables = results(pd_ddpm=0.0, addpm=-0.1)
+    how = {"presegmenter": "attention_unet", "margin": 0.01, "interval": INTERVAL}
+    few, fewer = (ledger(tables, few_calls=calls, **how).set_index("number").claim["C9"] for calls in (10, 5))
+    assert few.endswith("(21 against 61 calls)") and fewer.endswith("(11 against 61 calls)")
+    with pytest.raises(ValueError, match=r"PD-DDPM, DPM-Solver\+\+, 7 calls: no scores"):
+        ledger(tables, few_calls=7, **how)
+
+
+def test_claims_come_in_their_order():
+    found = list(dict.fromkeys(read().reset_index().number))
+    assert found == ["C1", "C2", "C2b", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "control"]

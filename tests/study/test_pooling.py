@@ -3,15 +3,16 @@
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from pdlib import workflow
 from pdlib.evaluation import records
-from pdlib.methods import SCORED
-from pdlib.paths import ROOT, Layout, layout, measured_devices
+from pdlib.methods import SCORED, preseg_starts
+from pdlib.paths import ROOT, Layout, measured_devices
 from pdlib.report import tables
-from pdlib.study.pooling import gap_names, name_by_gap, pool
+from pdlib.study.pooling import pool
 
 FOLDS = pd.DataFrame({"subject": ["a", "b", "c", "d", "e"], "fold": [0, 0, 0, 1, 2]})
 DICE = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.5, "e": 0.1}
@@ -78,7 +79,7 @@ def test_folds_are_pooled_when_every_one_of_them_has_its_scores(tmp_path):
 
 
 def test_another_fold_is_a_graph_of_its_own_on_the_same_data(tmp_path):
-    place = layout("smoke", str(tmp_path), fold=1)
+    place = Layout(tmp_path, "smoke", 1)
     shared = [place.done("01_prepare_data"), place.cases, place.folds, place.done("09_read_the_kernels")]
     speeds = [f"speed_{device}.{kind}" for device in measured_devices() for kind in ("png", "pdf")]
     for path in (*shared, *(place.shared.figures / name for name in speeds)):
@@ -107,7 +108,7 @@ def test_pooled_scores_by_hand(by_fold):
     scores = pool(by_fold, FOLDS)
     assert len(scores) == 10 and scores.groupby(["split", "subject"]).size().eq(1).all()
     assert scores.groupby("split").value.mean().to_dict() == pytest.approx({"test": 0.6, "validation": 0.5})
-    how = {"methods": ["pd_ddpm"], "baseline": "pd_ddpm", "metrics": ["dice"]}
+    how = {"rows": [{"method": "pd_ddpm"}], "baseline": {"method": "pd_ddpm"}, "metrics": ["dice"]}
     how["interval"] = {"resamples": 100, "confidence": 0.95, "seed": 0}
     table = tables.table1(scores[scores.split == "test"], **how)
     assert table.n[0] == 5 and table.dice[0] == pytest.approx(0.6)
@@ -126,20 +127,16 @@ def test_pooling_refuses_a_subject_where_it_is_not_tested(by_fold):
         pool({0: by_fold[0].assign(fold=1)}, FOLDS)
 
 
-def test_checkpoints_pool_by_the_gap_they_were_picked_for():
-    """The step nearest to a gap differs from fold to fold; so may the order of the steps."""
-    gaps, picked = [0.0, 0.03, 0.01], {0: [100, 300, 200], 1: [400, 200, 500]}
-    assert gap_names(gaps) == ["step 0.03 below best", "step 0.01 below best", "best"]
+def test_checkpoints_pool_by_their_rank(by_fold):
+    """The step that is nearest to a gap differs from fold to fold; its rank, the column `start`, does not."""
     found = {}
-    for fold, steps in picked.items():
-        old = ["empty", *(f"step {step}" for step in steps[:-1]), "best"]
-        rows = [
-            scored(TESTED[fold], fold, "test", method=f"{kind}{name}") for name in old for kind in ("", "pd_ddpm from ")
-        ]
-        named = name_by_gap(pd.concat(rows), steps, gaps)
-        pd.testing.assert_frame_equal(named.drop(columns="method"), pd.concat(rows).drop(columns="method"))
-        found[fold] = list(dict.fromkeys(named.method))
-    assert found[0] == found[1]
-    assert found[0][2:4] == ["step 0.03 below best", "pd_ddpm from step 0.03 below best"]
-    with pytest.raises(ValueError, match="step 700: no scores"):
-        name_by_gap(pd.concat(rows), [400, 700, 500], gaps)
+    for fold in TESTED:
+        for start in preseg_starts(3):
+            rows = [scored(TESTED[fold], fold, "test", method=name) for name in ("attention_unet", "pd_ddpm")]
+            found.setdefault(fold, []).append(pd.concat(rows).assign(start=start))
+    found = {fold: pd.concat(rows) for fold, rows in found.items()}
+    how = {"presegmenter": "attention_unet", "metrics": ["dice"]}
+    how["interval"] = {"resamples": 100, "confidence": 0.95, "seed": 0}
+    table = tables.table2(pool(found, FOLDS), starts=preseg_starts(3), **how)
+    assert table.start.tolist() == ["empty", "checkpoint_1", "checkpoint_2", "best"] and (table.n == 5).all()
+    np.testing.assert_allclose(table.dice, 0.6)
