@@ -3,8 +3,11 @@
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; OpenMP reads it once, when torch is imported
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,11 +52,12 @@ def score(reference: Path, prediction: Path) -> int:
     return 0
 
 
-def segment(flair: Path, t1: Path, out: Path, weights: Path | None, brain_mask: Path | None) -> int:
+def segment(flair: Path, t1: Path, out: Path, weights: str | None, brain_mask: Path | None) -> int:
     """Segment one patient's FLAIR and T1 into files in `out`."""
     from pdlib.inference.segment import segment_files
 
-    for role, path in segment_files(flair, t1, out, weights=weights, brain_mask=brain_mask).items():
+    done = segment_files(flair, t1, out, weights=weights, brain_mask=brain_mask)
+    for role, path in {"weights": done.weights, **done.files}.items():
         print(f"{role}: {path}")
     return 0
 
@@ -77,9 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     one.add_argument(
         "--weights",
-        type=Path,
-        metavar="DIR",
-        help="trained networks (default: those of the last run in the repository)",
+        metavar="DIR|PROFILE",
+        help="trained networks: their folder, or a profile's name (default: the best profile that is trained)",
     )
     one.add_argument("--brain-mask", type=Path, metavar="FILE", help="NIfTI on the FLAIR's grid: nonzero is brain")
     one.set_defaults(command=segment)

@@ -13,6 +13,7 @@ NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
+BEST_FIRST = ("paper", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order
 SHARED_JOBS = ("01_prepare_data", "09_read_the_kernels", "13_all_folds")  # notebook runs that belong to no one fold
 
@@ -119,13 +120,9 @@ def layout(profile: str, out: str = "", fold: int = 0) -> Layout:
     return Layout(output_root(out), profile, fold)
 
 
-def latest_weights() -> Path:
-    """The weights folder whose denoiser was trained last, of fold 0, for `segment`; FileNotFoundError: none."""
-    runs = Path(os.environ.get("PDLIB_OUT") or ROOT) / "runs"
-    found = sorted(runs.glob("*/weights/denoiser/best.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"{runs}: no trained weights; run `make reproduce` or pass --weights")
-    return found[-1].parents[1]
+def weights_folder(profile: str) -> Path:
+    """Where a profile's networks lie, those of fold 0: under $PDLIB_OUT or else the repository."""
+    return layout(profile).weights("denoiser").parent
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

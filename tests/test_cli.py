@@ -103,16 +103,17 @@ def fake_segment(monkeypatch, segment_files):
     monkeypatch.setitem(sys.modules, "pdlib.inference.segment", SimpleNamespace(segment_files=segment_files))
 
 
-def test_segment_passes_its_arguments(tmp_path, monkeypatch):
+def test_segment_passes_its_arguments(monkeypatch, capsys):
     seen = []
 
     def record(*args, **kwargs):
         seen.append(([*map(str, args)], kwargs))
-        return {"mask": "o/mask.nii.gz"}
+        return SimpleNamespace(weights="w", files={"mask": "o/mask.nii.gz"})
 
     fake_segment(monkeypatch, record)
     assert main(["segment", "--flair", "f.nii", "--t1", "t.nii", "--out", "o"]) == 0
     assert seen == [(["f.nii", "t.nii", "o"], {"weights": None, "brain_mask": None})]
+    assert capsys.readouterr().out == "weights: w\nmask: o/mask.nii.gz\n"
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,91 @@
-"""One patient's files through `segment`: what comes out, on which grid, and what is refused in one line."""
+"""One patient's files through `segment`: what comes out, on which grid, with which weights, and what is refused."""
 
+import errno
+import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from pdlib import paths
 from pdlib.__main__ import main
 from pdlib.data import wmh
 from pdlib.inference import segment
+from pdlib.profiles import load_profile
+from pdlib.study.trainings import sampling_card
+from pdlib.training.weights import BUILDERS, load_weights, write_weights
 
 SPACING = (4.8, 4.0, 3.0)  # of the tiny networks' training, x, y, z
 REAL = os.environ.get("PDLIB_REAL_DATA")
+CHANGES = {
+    "chain": {"t_prime": 400, "stride": 2, "rule": "ddpm"},
+    "ensemble": {"size": 3},
+    "machine": {"batch_size": 8},
+    "comparison": {"t_prime_candidates": [400]},
+    "tdpm": {"t_primes": [400]},
+}
+DATA = {
+    "fingerprint": "0123",
+    "phantom": True,
+    "train": ["Utrecht/0", "Utrecht/1"],
+    "clip_percentiles": [0.5, 99.5],
+    "multiple": 4,
+    "in_plane_mm": {"low": [4.0, 4.8], "median": [4.0, 4.8], "high": [4.0, 4.8]},
+}
+SEGMENTER = {"name": "attention_unet", "in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2]}
+CARDS = {
+    "attention_unet_0": {"kind": "segmenter", "network": SEGMENTER | {"dropout": 0.0}},
+    "denoiser": {
+        "kind": "denoiser",
+        "network": {
+            "in_channels": 3,
+            "out_channels": 1,
+            "model_channels": 32,
+            "channel_mult": [1, 1],
+            "num_res_blocks": 1,
+            "attention_downsample": [],
+            "num_heads": 1,
+            "scale_shift": False,
+            "dropout": 0.0,
+        },
+        "diffusion": {
+            "schedule": {"name": "cosine", "steps": 10, "offset": 0.008, "max_beta": 0.999},
+            "codec": "zero_one",
+            "prediction": "v",
+        },
+        "t_max": 10,
+        "sampling": sampling_card(SimpleNamespace(profile=load_profile("smoke", CHANGES))),
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A folder of networks as trainings leave it, untrained. Read only."""
+    folder = tmp_path_factory.mktemp("trained") / "weights"
+    torch.manual_seed(0)
+    for name, card in CARDS.items():
+        network = BUILDERS[card["kind"]](**card["network"])
+        path = folder / name / "best.safetensors"
+        write_weights(path, network.state_dict(), card | {"data": DATA, "step": 2, "finished": True})
+    return folder
+
+
+def change_card(folder: Path, training: str, section: str | None = None, **changes) -> Path:
+    """Change a card, or a section of it, in place; the file."""
+    path = folder / training / "best.safetensors"
+    found = load_weights(path)
+    card = json.loads(json.dumps(found.card))
+    (card if section is None else card[section]).update(changes)
+    write_weights(path, found.tensors, card)
+    return path
 
 
 def matrix(spacing=SPACING, turn=(0, 0, 0)):
@@ -43,10 +114,10 @@ def write_pair(folder: Path, affine=None, fold=1, **how) -> tuple[Path, Path]:
     return tuple(write(folder / n, scan, affine, **how) for n, scan in zip(names, patient(fold=fold), strict=True))
 
 
-def run(networks, flair, t1, out, **more):
+def run(weights, flair, t1, out, brain_mask=None):
     """`python -m pdlib segment`; its exit code."""
-    options = {"--flair": flair, "--t1": t1, "--out": out, "--weights": networks.weights, **more}
-    return main(["segment", *(str(part) for pair in options.items() for part in pair)])
+    options = {"--flair": flair, "--t1": t1, "--out": out, "--weights": weights, "--brain-mask": brain_mask}
+    return main(["segment", *(str(part) for pair in options.items() if pair[1] is not None for part in pair)])
 
 
 def volumes(folder: Path) -> dict[str, nib.Nifti1Image]:
@@ -78,16 +149,16 @@ GRIDS = {
 
 
 @pytest.fixture(scope="module")
-def upright(networks, tmp_path_factory):
+def upright(weights, tmp_path_factory):
     """The patient stored along RAS, segmented."""
     folder = tmp_path_factory.mktemp("upright")
     flair, t1 = write_pair(folder)
-    assert run(networks, flair, t1, folder / "out") == 0
+    assert run(weights, flair, t1, folder / "out") == 0
     return check_outputs(flair, folder / "out")
 
 
 @pytest.mark.parametrize(("axes", "affine"), GRIDS.values(), ids=GRIDS)
-def test_however_the_scan_is_stored_the_answer_is_the_same(networks, upright, tmp_path, axes, affine):
+def test_however_the_scan_is_stored_the_answer_is_the_same(weights, upright, tmp_path, axes, affine):
     """The same voxels under other axes: the same prediction, under those axes."""
     turn = ornt_transform(io_orientation(np.eye(4)), axcodes2ornt(axes))
     pair = write_pair(tmp_path, affine)
@@ -95,24 +166,24 @@ def test_however_the_scan_is_stored_the_answer_is_the_same(networks, upright, tm
         upright_scan = nib.Nifti1Image.from_bytes(nib.load(path).to_bytes())
         nib.save(upright_scan.as_reoriented(turn), path)
     assert nib.aff2axcodes(nib.load(pair[0]).affine) == tuple(axes)
-    assert run(networks, *pair, tmp_path / "out") == 0
+    assert run(weights, *pair, tmp_path / "out") == 0
     check_outputs(pair[0], tmp_path / "out")
     for name, image in volumes(tmp_path / "out").items():
         back = nib.as_closest_canonical(image)
         np.testing.assert_allclose(np.asarray(back.dataobj), upright[name], atol=1e-5, err_msg=name)
 
 
-def test_other_voxels_are_resampled_to_those_of_the_training_and_back(networks, upright, tmp_path, monkeypatch):
+def test_other_voxels_are_resampled_to_those_of_the_training_and_back(weights, upright, tmp_path, monkeypatch):
     seen = []
     sample_members = segment.sample_members
 
-    def spy(network, volume, *arguments, **settings):
-        seen.append((volume.brain.shape, volume.spacing_mm))
-        return sample_members(network, volume, *arguments, **settings)
+    def spy(sampler, subject, *arguments):
+        seen.append((subject.volume.brain.shape, subject.volume.spacing_mm))
+        return sample_members(sampler, subject, *arguments)
 
     monkeypatch.setattr(segment, "sample_members", spy)
     flair, t1 = write_pair(tmp_path, matrix((2.4, 2.0, 3.0)), fold=2)
-    assert run(networks, flair, t1, tmp_path / "out") == 0
+    assert run(weights, flair, t1, tmp_path / "out") == 0
     shape, spacing = seen[0]
     assert shape == (5, 24, 20) and spacing == pytest.approx((3.0, 4.0, 4.8), rel=1e-5)
     fine = check_outputs(flair, tmp_path / "out")["mean"]
@@ -122,35 +193,31 @@ def test_other_voxels_are_resampled_to_those_of_the_training_and_back(networks, 
     assert np.count_nonzero((coarse > 0) != brain) < 0.25 * np.count_nonzero(brain)
 
 
-def test_the_same_files_give_the_same_bytes(networks, tmp_path):
+def test_the_same_files_give_the_same_bytes(weights, tmp_path):
     flair, t1 = write_pair(tmp_path)
     for out in ("one", "two"):
-        assert run(networks, flair, t1, tmp_path / out) == 0
+        assert run(weights, flair, t1, tmp_path / out) == 0
     for name in ("mask", "mean", "uncertainty"):
         one, two = (tmp_path / out / f"{name}.nii.gz" for out in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
 
 
-def test_nothing_is_found_outside_a_given_brain(networks, tmp_path):
+def test_nothing_is_found_outside_a_given_brain(weights, tmp_path):
     flair, t1 = write_pair(tmp_path)
     brain = np.zeros((20, 24, 5))
     brain[5:12, 6:20, 1:3] = 1
     mask = write(tmp_path / "brain.nii.gz", brain)
-    assert run(networks, flair, t1, tmp_path / "out", **{"--brain-mask": mask}) == 0
+    assert run(weights, flair, t1, tmp_path / "out", brain_mask=mask) == 0
     found = check_outputs(flair, tmp_path / "out")
     assert not found["mean"][brain == 0].any() and not found["uncertainty"][brain == 0].any()
 
 
 @pytest.mark.parametrize("phantom", [True, False])
-def test_what_a_phantom_taught_is_no_finding(networks, tmp_path, capsys, monkeypatch, phantom):
-    load_denoiser = segment.load_denoiser
-
-    def load(*arguments):
-        network, card = load_denoiser(*arguments)
-        return network, card | {"data": card["data"] | {"phantom": phantom}}
-
-    monkeypatch.setattr(segment, "load_denoiser", load)
-    assert run(networks, *write_pair(tmp_path), tmp_path / "out") == 0
+def test_what_a_phantom_taught_is_no_finding(weights, tmp_path, capsys, phantom):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    for training in CARDS:
+        change_card(folder, training, "data", phantom=phantom)
+    assert run(folder, *write_pair(tmp_path), tmp_path / "out") == 0
     line = "networks trained on a phantom: a demonstration, no medical finding"
     assert (line in capsys.readouterr().err.splitlines()) == phantom
 
@@ -161,22 +228,205 @@ def one_line(capsys) -> str:
     return err
 
 
-def test_missing_weights_are_named(networks, tmp_path, capsys, monkeypatch):
-    flair, t1 = write_pair(tmp_path)
-    empty = tmp_path / "no weights"
-    assert run(networks, flair, t1, tmp_path / "out", **{"--weights": empty}) == 2
-    assert str(empty) in one_line(capsys)
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert main(["segment", "--flair", str(flair), "--t1", str(t1), "--out", str(tmp_path / "out")]) == 2
+@pytest.fixture
+def profiles(weights, tmp_path, monkeypatch):
+    """Trains profiles: their networks are copied to where a run leaves them."""
+    monkeypatch.setenv("PDLIB_OUT", str(tmp_path / "runs of mine"))
+
+    def train(*names: str) -> list[Path]:
+        return [shutil.copytree(weights, tmp_path / "runs of mine" / "runs" / name / "weights") for name in names]
+
+    return train
+
+
+def test_the_best_trained_profile_is_taken_and_named(profiles, tmp_path, capsys):
+    _, gpu, _ = profiles("cpu", "gpu", "smoke")  # smoke is the newest
+    done = segment.segment_files(*write_pair(tmp_path), tmp_path / "out")
+    assert (done.weights, done.profile) == (gpu, "gpu")
+    assert f"weights: {gpu} (profile gpu)" in capsys.readouterr().err.splitlines()
+
+
+def test_a_better_profile_that_is_not_complete_is_passed_over_with_the_cause(profiles, tmp_path, capsys):
+    cpu, gpu, paper = profiles("cpu", "gpu", "paper")
+    unfinished = change_card(gpu, "denoiser", finished=False)
+    shutil.rmtree(paper / "denoiser")
+    done = segment.segment_files(*write_pair(tmp_path), tmp_path / "out")
+    assert (done.weights, done.profile) == (cpu, "cpu")
+    lines = capsys.readouterr().err.splitlines()
+    assert any(f"warning: profile gpu is passed over: {unfinished}" in line for line in lines)
+    assert any(f"warning: profile paper is passed over: {paper / 'denoiser'}" in line for line in lines)
+
+
+def test_a_profile_is_taken_by_its_name(profiles, tmp_path, capsys):
+    _, smoke = profiles("cpu", "smoke")
+    assert run("smoke", *write_pair(tmp_path), tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert f"weights: {smoke}" in out.splitlines() and f"weights: {smoke} (profile smoke)" in err.splitlines()
+
+
+def test_a_profile_that_is_not_trained_says_what_to_run(profiles, tmp_path, capsys):
+    profiles("cpu")
+    assert run("gpu", *write_pair(tmp_path), tmp_path / "out") == 2
+    assert "run `make reproduce PROFILE=gpu`" in one_line(capsys)
+
+
+def test_a_folder_named_like_a_profile_is_still_to_be_had(weights, profiles, tmp_path, monkeypatch):
+    profiles("cpu")
+    folder = shutil.copytree(weights, tmp_path / "here" / "cpu")
+    monkeypatch.chdir(folder.parent)
+    assert segment.find_trained("cpu")[0].profile == "cpu"
+    for named in ("./cpu", Path("cpu")):
+        assert segment.find_trained(named)[0].folder == Path("cpu")
+
+
+def test_smoke_networks_are_never_taken_unasked(profiles, tmp_path, capsys):
+    profiles("smoke")
+    assert run(None, *write_pair(tmp_path), tmp_path / "out") == 2
     line = one_line(capsys)
-    assert str(tmp_path / "runs") in line and "--weights" in line
+    assert "run `make reproduce` first" in line and "--weights smoke" in line
+
+
+def test_where_nothing_is_trained_it_says_what_to_run(profiles, tmp_path, capsys):
+    pair = write_pair(tmp_path)
+    assert run(None, *pair, tmp_path / "out") == 2
+    line = one_line(capsys)
+    assert str(tmp_path / "runs of mine" / "runs") in line and "run `make reproduce` first" in line
+    assert run("no such", *pair, tmp_path / "out") == 2
+    line = one_line(capsys)
+    assert line.startswith("pdlib: no such: ") and "paper" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_without_their_segmenter_are_named(trained, tmp_path, capsys):
-    trained.preseg.unlink()
-    assert run(trained, *write_pair(tmp_path), tmp_path / "result") == 2
-    assert str(trained.preseg) in one_line(capsys)
+HALF_TRAINED = {
+    "no denoiser": (lambda folder: shutil.rmtree(folder / "denoiser"), ["denoiser"], "not a readable"),
+    "no pre-segmenter": (
+        lambda folder: shutil.rmtree(folder / "attention_unet_0"),
+        ["attention_unet_0"],
+        "not a readable",
+    ),
+    "unfinished denoiser": (lambda f: change_card(f, "denoiser", finished=False), ["denoiser"], "has not ended"),
+    "unfinished pre-segmenter": (
+        lambda folder: change_card(folder, "attention_unet_0", finished=False),
+        ["attention_unet_0"],
+        "has not ended",
+    ),
+    "another's data": (
+        lambda folder: change_card(folder, "attention_unet_0", "data", fingerprint="4567"),
+        ["denoiser", "attention_unet_0"],
+        "different data",
+    ),
+    "another fold": (
+        lambda folder: change_card(folder, "attention_unet_0", "data", train=["Utrecht/2"]),
+        ["denoiser", "attention_unet_0"],
+        "different subjects",
+    ),
+    "unfinished and another's data": (
+        lambda folder: [
+            change_card(folder, "denoiser", finished=False),
+            change_card(folder, "attention_unet_0", "data", fingerprint="4567"),
+        ],
+        ["denoiser", "attention_unet_0"],
+        "different data",
+    ),
+    "a segmenter for a denoiser": (
+        lambda f: shutil.copy(f / "attention_unet_0" / "best.safetensors", f / "denoiser" / "best.safetensors"),
+        ["denoiser"],
+        "holds a segmenter",
+    ),
+    "no sampling": (lambda f: change_card(f, "denoiser", sampling={}), ["denoiser"], "lacks sampling.presegmenter"),
+    "an impossible chain": (
+        lambda folder: change_card(folder, "denoiser", "sampling", chain={"t_prime": 0}),
+        ["denoiser"],
+        "chain cannot be used",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "trainings", "cause"), HALF_TRAINED.values(), ids=HALF_TRAINED)
+def test_half_trained_networks_are_refused_by_file_and_cause(weights, tmp_path, capsys, damage, trainings, cause):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    damage(folder)
+    assert run(folder, *write_pair(tmp_path), tmp_path / "out") == 2
+    line = one_line(capsys)
+    assert cause in line
+    for training in trainings:
+        assert str(folder / training / "best.safetensors") in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Nothing is read and no network called."""
+    for name in ("draw_member", "sample_members"):
+        monkeypatch.setattr(segment, name, lambda *_: pytest.fail("a network was called"))
+    return monkeypatch
+
+
+@pytest.mark.parametrize("role", ["FLAIR", "T1", "brain mask"])
+def test_an_input_is_never_overwritten(weights, tmp_path, capsys, no_work, role):
+    no_work.setattr(wmh, "read_images", lambda *_, **__: pytest.fail("a file was read"))
+    pair = write_pair(tmp_path)
+    paths = {"FLAIR": pair[0], "T1": pair[1], "brain mask": write(tmp_path / "brain.nii.gz", np.ones((20, 24, 5)))}
+    paths[role] = paths[role].rename(tmp_path / "mask.nii.gz")
+    before = paths[role].read_bytes()
+    assert run(weights, paths["FLAIR"], paths["T1"], tmp_path, brain_mask=paths["brain mask"]) == 2
+    assert f"{tmp_path / 'mask.nii.gz'}: is the {role}" in one_line(capsys)
+    assert paths[role].read_bytes() == before
+
+
+def test_an_expert_mask_beside_the_scans_is_never_overwritten(weights, tmp_path, capsys, no_work):
+    pair = write_pair(tmp_path)
+    reference = write(tmp_path / "mask.nii.gz", np.zeros((20, 24, 5)))
+    assert run(weights, *pair, tmp_path) == 2
+    assert one_line(capsys).startswith(f"pdlib: {reference}: belongs to no earlier result")
+
+
+def test_an_unfit_folder_is_refused_before_a_network_is_called(weights, tmp_path, capsys, no_work):
+    (tmp_path / "out").write_text("a file")
+    assert run(weights, *write_pair(tmp_path), tmp_path / "out") == 2
+    assert one_line(capsys) == f"pdlib: {tmp_path / 'out'}: not a folder\n"
+
+
+def test_when_the_last_file_fails_the_earlier_result_stays(weights, tmp_path, capsys, monkeypatch):
+    pair, out = write_pair(tmp_path), tmp_path / "out"
+    assert run(weights, *pair, out) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def fail(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(segment, "write_whole", fail)
+    capsys.readouterr()
+    write(pair[0], patient(seed=21)[0])
+    assert run(weights, *pair, out) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"pdlib: {out / 'overlay.png'}: No space left on device"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run(weights, *pair, tmp_path / "new") == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_doubts_about_the_input_are_said_and_kept(weights, tmp_path, capsys):
+    flair, t1 = write_pair(tmp_path)
+    write(t1, 2 * patient()[0])
+    done = segment.segment_files(flair, t1, tmp_path / "out", weights)
+    assert any("look like the same image" in note for note in done.notes)
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warned == [f"warning: {note}" for note in done.notes]
+
+
+def test_sound_input_raises_no_doubt(weights, tmp_path, capsys):
+    done = segment.segment_files(*write_pair(tmp_path), tmp_path / "out", weights)
+    assert done.notes == () and "warning" not in capsys.readouterr().err
+    assert done.files == {name: tmp_path / "out" / file for name, file in segment.FILES.items()}
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_idle_threads_sleep_unless_asked_otherwise(given, policy):
+    """OpenMP reads the policy when torch is imported, so it has to stand before."""
+    code = "import os, sys, pdlib.__main__; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", policy]
 
 
 def huge(path: Path) -> None:
@@ -207,11 +457,11 @@ BAD = {
 
 
 @pytest.mark.parametrize(("which", "damage", "cause"), BAD.values(), ids=BAD)
-def test_bad_input_ends_in_one_line_that_names_the_file(networks, tmp_path, capsys, which, damage, cause):
+def test_bad_input_ends_in_one_line_that_names_the_file(weights, tmp_path, capsys, which, damage, cause):
     flair, t1 = write_pair(tmp_path)
     path = {"FLAIR": flair, "T1": t1}[which]
     damage(path)
-    assert run(networks, flair, t1, tmp_path / "out") == 2
+    assert run(weights, flair, t1, tmp_path / "out") == 2
     line = one_line(capsys)
     assert line.startswith(f"pdlib: {path}: ") and cause in line
     assert not (tmp_path / "out").exists()
@@ -227,21 +477,21 @@ GUISES = {
 
 
 @pytest.mark.parametrize("store", GUISES.values(), ids=GUISES)
-def test_other_guises_of_the_same_scan_are_accepted(networks, upright, tmp_path, store):
+def test_other_guises_of_the_same_scan_are_accepted(weights, upright, tmp_path, store):
     folder = tmp_path / "Müller, Zoë 山田"
     folder.mkdir()
     pair = folder / "FLAIR.nii.gz", folder / "T1.nii.gz"
     for path, scan in zip(pair, patient(), strict=True):
         store(path, scan)
-    assert run(networks, *pair, folder / "Ergebnis für 山田") == 0
+    assert run(weights, *pair, folder / "Ergebnis für 山田") == 0
     found = check_outputs(pair[0], folder / "Ergebnis für 山田")
     np.testing.assert_allclose(found["mean"], upright["mean"], atol=1e-5)
 
 
 @pytest.mark.skipif(not REAL, reason="PDLIB_REAL_DATA does not name a folder of real cases")
-def test_real_cases_keep_their_grid(networks, tmp_path):
+def test_real_cases_keep_their_grid(weights, tmp_path):
     cases = wmh.find_cases(Path(REAL))
     for case in cases:
         out = tmp_path / case.subject
-        assert run(networks, case.flair, case.t1, out) == 0
+        assert run(weights, case.flair, case.t1, out) == 0
         check_outputs(case.flair, out)
