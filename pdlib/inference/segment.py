@@ -33,7 +33,7 @@ FILES = {
     "overlay": "overlay.png",
 }
 BYTES_A_VOXEL = np.dtype("u1").itemsize + 2 * np.dtype("f4").itemsize  # mask, mean and uncertainty, not compressed
-OVERLAY_BYTES = 2**23
+OVERLAY_BYTES = 2**22  # several times a large one
 
 
 @dataclass(frozen=True)
