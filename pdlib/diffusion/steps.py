@@ -94,6 +94,7 @@ def _buffers(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def _capture(denoiser: PreparedDenoiser, shape: tuple[int, ...]) -> CapturedCall:
+    graph = torch.cuda.CUDAGraph()
     x, t = _buffers(shape, denoiser.device)
     if denoiser.pool is None:
         denoiser.pool = torch.cuda.graph_pool_handle()
@@ -102,7 +103,6 @@ def _capture(denoiser: PreparedDenoiser, shape: tuple[int, ...]) -> CapturedCall
     with torch.cuda.stream(aside):
         denoiser(x, t)  # compiles kernels and chooses convolution algorithms, which is impossible during a capture
     torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=denoiser.pool):
         output = denoiser(x, t)
     return CapturedCall(graph, x, t, output)

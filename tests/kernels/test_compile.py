@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("triton", reason="no triton")
 
-KERNELS = ("q_sample", "p_sample", "group_norm_silu", "ensemble_stats", "overlap_counts")
+KERNELS = ("q_sample", "p_sample", "group_norm_silu", "ensemble_stats")
 SCRIPT = """
 import importlib, inspect, itertools, re, subprocess, sys, tempfile
 import triton
@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-DTYPES = {"masks_ptr": "*u8", "references_ptr": "*u8", "counts_ptr": "*i32", "votes_ptr": "*i32", "keys_ptr": "*i64"}
+DTYPES = {"votes_ptr": "*i32", "keys_ptr": "*i64"}
 DTYPES |= dict.fromkeys(("slices_ptr", "members_ptr", "rows_ptr", "steps_ptr"), "*i32")
 DTYPES |= dict.fromkeys(("threshold", "low", "high", "eps"), "fp32")
 HALF = ("x_ptr", "x_start_ptr", "out_ptr", "output_ptr", "residual_ptr", "y_ptr", "sum_ptr", "h_ptr", "dy_ptr")
@@ -27,7 +27,6 @@ SIZES = {"BLOCK": 1024, "BLOCK_P": 64, "BLOCK_C": 128, "BLOCK_B": 1024, "PIXELS_
 LAUNCHED = {
     "_one_pass_kernel": {"BLOCK_P": 512, "BLOCK_C": 16},
     "_join_moments_kernel": {"BLOCK_C": 8},
-    "_overlap_counts_kernel": {"BLOCK": 4096},
     "_ensemble_stats_kernel": {"BLOCK": 1024},
 }
 WARPS = {"group_norm_silu": 8}

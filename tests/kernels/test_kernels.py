@@ -12,14 +12,15 @@ triton = pytest.importorskip("triton", reason="no triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels need a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
+from pdlib.diffusion import formulas  # noqa: E402
 from pdlib.diffusion.codec import build_codec  # noqa: E402
-from pdlib.diffusion.sampler import Chain, Diffusion, sample  # noqa: E402
-from pdlib.diffusion.schedule import build_schedule, step_weights  # noqa: E402
-from pdlib.kernels import ensemble_stats, group_norm_silu, noise, ops, overlap_counts, p_sample, q_sample, reference  # noqa: E402
-from pdlib.networks.guided_unet import PreparedDenoiser  # noqa: E402
+from pdlib.diffusion.sampler import Chain, Diffusion, Sampler  # noqa: E402
+from pdlib.diffusion.schedule import build_schedule  # noqa: E402
+from pdlib.kernels import ensemble_stats, group_norm_silu, noise, ops, p_sample, q_sample, reference  # noqa: E402
+from pdlib.networks.prepared import PreparedDenoiser  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-torch.backends.cudnn.allow_tf32 = False  # the references are held to float32
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the references are held to float32
 SCHEDULE = build_schedule("cosine", steps=1000, offset=0.008, max_beta=0.999)
 SHAPES = [(1, 1), (33, 47), (63, 65), (128, 192)]
 TOLERANCE = {torch.float32: {"atol": 2e-5, "rtol": 2e-5}, torch.bfloat16: {"atol": 2e-2, "rtol": 1.6e-2}}
@@ -75,8 +76,7 @@ def test_q_sample_writes_the_diffused_mask_into_the_last_channels(dtype, shape, 
     abar = SCHEDULE.abar(torch.tensor([0, 299, 999]))
     weights = torch.stack([abar.sqrt(), (1 - abar).sqrt()], dim=1).float().to(DEVICE)
     q_sample.q_sample_into(buffer[:, 2:], x_start, weights, rows(n), step)
-    fresh = noise.normal(rows(n), step, classes, *shape)
-    expected = reference.q_sample(x_start, torch.tensor([0, 299, 999]), fresh, SCHEDULE)
+    expected = reference.q_sample(x_start, weights, noise.normal(rows(n), step, classes, *shape))
     torch.testing.assert_close(buffer[:, 2:].float(), expected, **TOLERANCE[dtype])
     assert (buffer[:, :2] == 3).all() and intact()
 
@@ -84,7 +84,7 @@ def test_q_sample_writes_the_diffused_mask_into_the_last_channels(dtype, shape, 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("prediction", "step", "eta", "learned", "classes"),
+    ("prediction", "rule", "eta", "learned", "classes"),
     [
         ("eps", "ddpm", 1.0, False, 1),
         ("eps", "ddpm", 1.0, True, 2),
@@ -92,33 +92,22 @@ def test_q_sample_writes_the_diffused_mask_into_the_last_channels(dtype, shape, 
         ("x_start", "ddim", 1.0, False, 1),
     ],
 )
-def test_p_sample_steps_in_place(dtype, shape, prediction, step, eta, learned, classes):
-    n, pairs, clamp = 3, [(999, 998), (300, 200), (0, -1)], (0.0, 1.0)
-    weights = [step_weights(SCHEDULE, *pair, prediction=prediction, step=step, eta=eta) for pair in pairs]
-    weights = torch.tensor(weights, device=DEVICE, dtype=torch.float32)
-    steps = torch.tensor([t for t, _ in pairs], dtype=torch.int32, device=DEVICE)
+def test_p_sample_steps_in_place(dtype, shape, prediction, rule, eta, learned, classes):
+    n, clamp = 3, (0.0, 1.0)
+    t, t_prev = torch.tensor([999, 300, 0]), torch.tensor([998, 200, -1])
+    weights = formulas.step_weights(SCHEDULE, t, t_prev, prediction, rule, eta).to(DEVICE, torch.float32)
+    steps = t.to(DEVICE, torch.int32)
     output = torch.randn(n, classes * (1 + learned), *shape).to(DEVICE, dtype, memory_format=torch.channels_last)
     buffer, intact = guarded(n, 2 + classes, *shape, dtype=dtype, memory_format=torch.channels_last)
     buffer[:, :2] = 3.0
     buffer[:, 2:] = torch.randn(n, classes, *shape).to(DEVICE, dtype)
-    for lines in ([0, 1, 2], [2, 2, 0]):
-        parts = []
-        for row, line in enumerate(lines):
-            t, t_prev = pairs[line]
-            x_t = buffer[row : row + 1, 2:].float()
-            said, *spread = output[row : row + 1].float().split(classes, dim=1)
-            x_start = reference.predict_x_start(prediction, said, x_t, t, SCHEDULE, clamp)
-            fresh = noise.normal(rows(n)[row : row + 1], t, classes, *shape) * (t_prev >= 0)
-            if step == "ddpm":
-                parts.append(reference.p_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, *spread))
-            else:
-                parts.append(reference.ddim_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, eta))
-        expected, lines = torch.cat(parts), torch.tensor(lines, dtype=torch.int32, device=DEVICE)
-        said, *spread = output.float().split(classes, dim=1)
-        fresh = noise.normal(rows(n), steps[lines], classes, *shape)
-        twin = reference.reverse_step(buffer[:, 2:].float(), said, weights[lines], fresh, clamp, *spread)
-        torch.testing.assert_close(twin, expected, **TOLERANCE[torch.float32])
-        p_sample.p_sample_into(buffer[:, 2:], output, weights, steps, lines, rows(n), clamp)
+    predicted, *model_var_values = output.float().split(classes, dim=1)
+    for which in ([0, 1, 2], [2, 2, 0]):
+        which = torch.tensor(which, dtype=torch.int32, device=DEVICE)
+        fresh = noise.normal(rows(n), steps[which], classes, *shape)
+        x_t = buffer[:, 2:].float()
+        expected = reference.reverse_step(x_t, predicted, weights[which], fresh, clamp, *model_var_values)
+        p_sample.p_sample_into(buffer[:, 2:], output, weights, steps, which, rows(n), clamp)
         torch.testing.assert_close(buffer[:, 2:].float(), expected, **TOLERANCE[dtype])
     assert (buffer[:, :2] == 3).all() and intact()
 
@@ -127,8 +116,8 @@ def test_a_network_s_nan_is_not_made_a_mask():
     weights = torch.ones(1, 7, device=DEVICE)
     state, output = torch.zeros(1, 1, 2, 3, device=DEVICE), torch.zeros(1, 1, 2, 3, device=DEVICE)
     output[0, 0, 1, 2] = torch.nan
-    lines = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    p_sample.p_sample_into(state, output, weights, lines, lines, rows(1), (0.0, 1.0))
+    first = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    p_sample.p_sample_into(state, output, weights, first, first, rows(1), (0.0, 1.0))
     assert torch.equal(state.isnan(), output.isnan())
     mean, variance, entropy, _ = ensemble_stats.ensemble_moments(state, 0.5)
     assert all(torch.equal(found.isnan(), output[0].isnan()) for found in (mean, variance, entropy))
@@ -202,12 +191,6 @@ def test_ensemble_moments(guards, dtype, size, shape):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_overlap_counts(guards, shape):
-    masks, references = (torch.rand(3, 4, *shape) < 0.4).to(DEVICE), (torch.rand(4, *shape) < 0.3).to(DEVICE)
-    assert torch.equal(overlap_counts.overlap_counts(masks, references), reference.overlap_counts(masks, references))
-
-
 @pytest.mark.parametrize("residual", [False, True])
 def test_group_norm_silu_is_an_operator_with_gradients(residual):
     n, channels, shape, groups = 2, 64, (4, 3), 32
@@ -243,24 +226,23 @@ def stand_in(x, t):
     return torch.cat([0.3 * x[:, 2:] + seen, torch.tanh(x[:, 2:] - seen)], dim=1) + t.reshape(-1, 1, 1, 1) / 1000
 
 
-def plain_chain(denoise, image, preseg, chain, streams):
+def plain_chain(denoiser, diffusion, chain, image, preseg, streams):
     """The chain by the references alone."""
-    codec = build_codec("zero_one")
+    weights = [diffusion.schedule.abar(chain.t_prime - 1), 1 - diffusion.schedule.abar(chain.t_prime - 1)]
     fresh = noise.normal(streams, noise.START, *preseg.shape[1:])
-    x_t = reference.q_sample(preseg, chain.t_prime - 1, fresh, SCHEDULE)
-    for t, t_prev in zip(chain.indices, [*chain.indices[1:], -1], strict=True):
-        output = denoise(torch.cat([image, x_t], dim=1), torch.full((len(x_t),), t, device=DEVICE))
-        output, spread = output.split(1, dim=1)
-        x_start = reference.predict_x_start("eps", output, x_t, t, SCHEDULE, codec.clamp)
-        fresh = noise.normal(streams, t, *x_t.shape[1:]) * (t_prev >= 0)
-        if chain.step == "ddpm":
-            x_t = reference.p_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, spread)
-        else:
-            x_t = reference.ddim_sample(x_start, x_t, t, t_prev, fresh, SCHEDULE, chain.eta)
-    return codec.decode(x_t)
+    x_t = reference.q_sample(preseg, torch.stack(weights).sqrt(), fresh)
+    t, t_prev = torch.tensor(chain.indices), torch.tensor([*chain.indices[1:], -1])
+    weights = formulas.step_weights(diffusion.schedule, t, t_prev, diffusion.prediction, chain.rule, chain.eta)
+    for k, row in zip(chain.indices, weights.to(DEVICE, torch.float32), strict=True):
+        output = denoiser(torch.cat([image, x_t], dim=1), torch.full((len(x_t),), k, device=DEVICE))
+        output, values = output.split(1, dim=1)
+        values = [values] if chain.rule == "ddpm" else []
+        fresh = noise.normal(streams, k, *x_t.shape[1:])
+        x_t = reference.reverse_step(x_t, output, row.expand(len(x_t), 7), fresh, diffusion.codec.clamp, *values)
+    return diffusion.codec.decode(x_t)
 
 
-def hold_chain_against_references(denoise, chain, images):
+def hold_chain_against_references(denoiser, chain, images):
     """Chains on the kernels, one after the other, each against the references'; returns the calls of the last."""
     diffusion = Diffusion(SCHEDULE, build_codec("zero_one"), "eps")
     generator = torch.Generator().manual_seed(2)
@@ -269,27 +251,26 @@ def hold_chain_against_references(denoise, chain, images):
         preseg = (torch.rand(images, 1, 6, 4, generator=generator) < 0.4).float().to(DEVICE)
         calls = []
         with torch.inference_mode():
-            how = {"chain": chain, "diffusion": diffusion, "streams": rows(images, seed), "on_call": calls.append}
-            found = sample(denoise, image, preseg, **how)
-            expected = plain_chain(denoise, image, preseg, chain, rows(images, seed))
+            found = Sampler(denoiser, diffusion, chain).sample(image, preseg, rows(images, seed), on_call=calls.append)
+            expected = plain_chain(denoiser, diffusion, chain, image, preseg, rows(images, seed))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
         assert found.std() > 0.01
     return calls
 
 
-@pytest.mark.parametrize(("step", "eta"), [("ddpm", 1.0), ("ddim", 1.0), ("ddim", 0.0)])
-def test_a_chain_on_the_kernels_is_the_chain_of_the_references(step, eta):
-    chain = Chain("preseg", "run_to_zero", 300, 60, step, eta, "consistent")
+@pytest.mark.parametrize(("rule", "eta"), [("ddpm", 1.0), ("ddim", 1.0), ("ddim", 0.0)])
+def test_a_chain_on_the_kernels_is_the_chain_of_the_references(rule, eta):
+    chain = Chain("preseg", "run_to_zero", 300, 5, rule, eta, "consistent")
     assert hold_chain_against_references(stand_in, chain, 3) == [3] * 5
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize(("step", "eta"), [("ddpm", 1.0), ("ddim", 1.0)])
-def test_a_captured_step_is_replayed_for_other_images(small_denoiser, step, eta):
-    chain = Chain("preseg", "run_to_zero", 300, 60, step, eta, "consistent")
-    for images, one in ((3, chain), (2, chain), (3, replace(chain, t_prime=100)), (3, chain)):
+@pytest.mark.parametrize(("rule", "eta"), [("ddpm", 1.0), ("ddim", 1.0)])
+def test_a_captured_call_is_replayed_for_other_images(small_denoiser, rule, eta):
+    chain = Chain("preseg", "run_to_zero", 300, 8, rule, eta, "consistent")
+    for images, one in ((3, chain), (2, chain), (3, replace(chain, t_prime=100)), (3, chain), (35, chain), (36, chain)):
         hold_chain_against_references(small_denoiser, one, images)
-    assert len(small_denoiser.graphs) == 2 and all(small_denoiser.graphs.values())
+    assert len(small_denoiser.graphs) == 3 and all(small_denoiser.graphs.values())
 
 
 def test_a_network_on_the_kernels_says_what_it_says_on_the_references(small_denoiser, monkeypatch):
@@ -308,10 +289,7 @@ def test_ops_choose_the_kernels():
     found, expected = ops.ensemble_moments(members, 0.4), reference.ensemble_moments(members, 0.4)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
-    masks = members > 0.5
-    assert ops.fused(masks) and torch.equal(
-        ops.overlap_counts(masks, masks[0]), reference.overlap_counts(masks, masks[0])
-    )
+    assert ops.fused(members)
     x = torch.randn(2, 32, 5, 6).to(DEVICE)
     weight, bias, shift = torch.rand(32).to(DEVICE), torch.rand(32).to(DEVICE), torch.randn(2, 64).to(DEVICE)[:, ::2]
     how = {"groups": 32, "eps": 1e-5, "silu": True, "shift": shift}
