@@ -3,15 +3,18 @@
 Every figure takes a `note` that is printed in its corner, such as "phantom": no picture may pass for another's data.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import MatplotlibDeprecationWarning
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pdlib.evaluation.stats import mean_interval
+from pdlib.methods import RULES
 from pdlib.report.style import (
     DOUBLE,
     SINGLE,
@@ -164,7 +167,9 @@ def scores_figure(scores: pd.DataFrame, *, methods: Sequence[str], metric: str =
     ax = figure.subplots()
     common = {"data": long, "x": "score", "y": "method", "hue": "method", "order": methods, "ax": ax, "legend": False}
     common |= {"hue_order": methods, "palette": {method: method_colour(method) for method in methods}}
-    sns.boxplot(**common, whis=(0, 100), width=0.6, fill=False, linewidth=0.8)
+    with warnings.catch_warnings():  # seaborn 0.13 says vert=, which matplotlib 3.11 deprecates
+        warnings.simplefilter("ignore", MatplotlibDeprecationWarning)
+        sns.boxplot(**common, whis=(0, 100), width=0.6, fill=False, linewidth=0.8)
     sns.stripplot(**common, size=3, alpha=0.55, jitter=False)
     ax.set_yticks(range(len(methods)), [display_name(method) for method in methods])
     n, n_undefined = (rows.subject.nunique(), int(sum(one.isna().sum() for one in values.values())))
@@ -209,7 +214,7 @@ def solver_figure(scores: pd.DataFrame) -> PaperFigure:
     """
     metrics = ("dice", "lesion_f1", "uncertainty")
     means = front_table(scores, metrics=metrics)
-    methods, rules = scores.method.unique(), list(scores.rule.unique())
+    methods, rules = scores.method.unique(), list(dict.fromkeys([*RULES, *scores.rule]))
     figure = PaperFigure(figsize=(DOUBLE, 5.0))
     grid = figure.subplots(len(metrics), len(methods), sharex=True, sharey="row", squeeze=False)
     for metric, line in zip(metrics, grid, strict=True):
@@ -285,7 +290,7 @@ def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> PaperFigure:
     key = ["op", "shape", "dtype"]
     base = ops[ops.candidate == "reference"].set_index(key).median_s.rename("base")
     beside = ops[ops.candidate != "reference"].join(base, on=key).dropna(subset="median_s")
-    figure = PaperFigure(figsize=(DOUBLE, 0.7 + 0.17 * max(len(steps), len(base))))
+    figure = PaperFigure(figsize=(DOUBLE, 0.8 + 0.17 * max(len(steps), len(base))))
     left, right = figure.subplots(1, 2)
     steps = steps.dropna(subset="median_s").sort_values("median_s", ascending=False)
     colours = {name: f"C{i}" for i, name in enumerate(("pdlib", "reference", "diffusers", "MONAI"))}
@@ -299,9 +304,9 @@ def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> PaperFigure:
         right.plot(mine.base / mine.median_s, cases, "o", ms=4 if name == "pdlib" else 2.5, label=name)
     right.axvline(1, color="0.3", lw=0.6)
     right.invert_yaxis()
-    right.set_xscale("log")
-    right.set_xlabel("times as fast as the reference")
-    right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4)  # above the panel: no line runs there
+    right.set(xscale="log", xlabel="times the reference's speed")
+    right.xaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside lower right", ncols=6)  # beside the panels: no line runs there
     for ax in (left, right):
         ax.tick_params(axis="y", labelsize=5)
     return figure

@@ -121,6 +121,7 @@ def test_rules_are_lines_from_each_start_and_the_front_is_ringed():
     np.testing.assert_allclose(first.lines[-1].get_xydata(), [[5, 0.075], [7, 0.105], [61, 0.915]])
 
 
+@pytest.mark.filterwarnings("error")
 def test_every_subject_is_a_dot_in_its_methods_colour():
     dice = {"unet": [0.5, 0.7, np.nan], "pd_ddpm": [0.6, 0.8, 0.9], "x0_jump": [0.1, 0.2, 0.3]}
     scores = pd.concat([rows(name, values) for name, values in dice.items()])
@@ -150,8 +151,10 @@ def test_the_legend_of_the_speeds_covers_no_line():
     figure = curves.speed_figure(steps, ops.assign(median_s=[0.002, 0.001]))
     figure.draw_without_rendering()
     right = figure.axes[1]
-    legend, panel = right.get_legend().get_window_extent(), right.get_window_extent()
-    assert legend.y0 >= panel.y1 - 1
+    legend, panel = figure.legends[0].get_window_extent(), right.get_window_extent()
+    assert legend.y1 <= panel.y0
+    label, page = right.xaxis.label.get_window_extent(), figure.get_window_extent()
+    assert page.x0 <= label.x0 and label.x1 <= page.x1, "nothing is cut off"
     assert line(right, "pdlib").get_xdata()[0] == 2
 
 
