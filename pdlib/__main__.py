@@ -5,39 +5,61 @@ import json
 import math
 import os
 import sys
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; OpenMP reads it once, when torch is imported
+INTERRUPTED, OUR_FAULT = 130, 70  # exit codes: 128 + SIGINT, and sysexits' EX_SOFTWARE
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its exit code. A refused input is one line on stderr and code 2, without a traceback."""
+    """Run one command; its exit code.
+
+    A refused input is one line on stderr and code 2 (`check`: 1), an interruption one line and 130, and a fault of the
+    program itself one line and 70. PDLIB_TRACEBACK=1 adds the traceback.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
     try:
-        return command(**arguments)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"pdlib: {_one_line(error)}", file=sys.stderr)
-        return 1 if command is check else 2
+        code = command(**arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _end("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has gone, as in `check ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("PDLIB_TRACEBACK") == "1":
+            traceback.print_exc()
+        if isinstance(error, (ValueError, OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+            return _end(_one_line(error), 1 if command is check else 2)
+        advice = "please report it, with what PDLIB_TRACEBACK=1 adds"
+        return _end(f"unexpected {type(error).__name__}: {_one_line(error)} ({advice})", OUR_FAULT)
 
 
-def check(folder: Path) -> int:
-    """Read every case of a folder; a line for each, then the count. 0 where all are sound."""
-    from pdlib.data.wmh import CaseError, read_cases
+def check(folder: Path, profile: str) -> int:
+    """Read every case of a folder as a run of the profile does; a line for each, then the count. 0: all are sound."""
+    from pdlib.data.wmh import CaseError, accept_cases, printable, skipped_folders
+    from pdlib.profiles import load_profile
 
+    settings = load_profile(profile).data
+    for line in skipped_folders(folder):
+        print(f"skipped   {line}")
     counts = {"accepted": 0, "refused": 0}
-    for case, read in read_cases(folder, clip_percentiles=(0, 100)):
-        if isinstance(read, CaseError):
-            verdict, about = "refused", str(read)
-        else:
-            shape, spacing = "x".join(map(str, read.mask.shape)), "x".join(f"{size:.3g}" for size in read.spacing_mm)
-            verdict, about = "accepted", f"zyx {shape}  {spacing} mm  lesions {read.lesion_ml:.3f} ml"
+    for case, read in accept_cases(folder, clip_percentiles=settings.clip_percentiles):
+        refused = isinstance(read, CaseError)
+        verdict, about = ("refused", str(read)) if refused else ("accepted", _about(read))
         counts[verdict] += 1
-        print(f"{verdict:8}  {case.subject}  {about}", flush=True)
+        print(f"{verdict:8}  {printable(case.subject)}  {about}", flush=True)
+        for note in () if refused else read.notes:
+            print(f"{'':8}  warning: {note}", flush=True)
     print(f"{counts['accepted']} accepted, {counts['refused']} refused")
+    if counts["accepted"] < settings.folds:
+        print(f"too few to train on: profile {profile} makes {settings.folds} folds")
     return 1 if counts["refused"] else 0
 
 
@@ -68,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("check", help="read every case below a folder; say what is wrong with which")
     one.add_argument("folder", type=Path, metavar="FOLDER", help="cases in the WMH layout, at any depth")
+    one.add_argument("--profile", default="paper", help="whose settings to read with (default: %(default)s)")
     one.set_defaults(command=check)
 
     one = commands.add_parser("score", help="score a predicted mask against a reference; JSON on stdout")
@@ -89,12 +112,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _about(volume) -> str:
+    shape, spacing = "x".join(map(str, volume.mask.shape)), "x".join(f"{size:.3g}" for size in volume.spacing_mm)
+    return f"zyx {shape}  {spacing} mm  lesions {volume.lesion_ml:.3f} ml"
+
+
+def _end(line: str, code: int) -> int:
+    print(f"pdlib: {line}", file=sys.stderr)
+    return code
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"out of memory ({error})" if str(error) else "out of memory"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    named = isinstance(error, OSError) and error.filename is not None
+    text = f"{error.filename}: {error.strerror}" if named else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The command line: what it prints, how it ends, what it does not load."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from pdlib.__main__ import main
+from pdlib.profiles import load_profile
 
 AFFINE = np.diag([-1, 1, 2, 1.0])
 
@@ -20,11 +23,10 @@ def save(path, array, dtype=np.float32, affine=AFFINE):
     return str(path)
 
 
-def save_case(folder, lesion_voxels=500):
-    scan = np.zeros((16, 16, 8))
-    scan[2:14, 2:14, 1:7] = np.random.default_rng(0).integers(100, 200, (12, 12, 6))
-    mask = np.zeros(scan.shape)
-    mask.flat[:lesion_voxels] = 1
+def save_case(folder, seed=0, lesion_voxels=500):
+    scan, mask = np.zeros((16, 16, 8)), np.zeros((16, 16, 8))
+    scan[2:14, 2:14, 1:7] = np.random.default_rng(seed).integers(100, 200, (12, 12, 6))
+    mask[2:14, 2:14, 1:7].flat[:lesion_voxels] = 1
     for name, array in (("pre/FLAIR", scan), ("pre/T1", scan[::-1]), ("wmh", mask)):
         save(folder / f"{name}.nii.gz", array)
 
@@ -40,22 +42,59 @@ def reference(tmp_path):
 
 def test_check_accepts_and_counts(tmp_path, capsys):
     save_case(tmp_path / "Utrecht" / "0")
-    save_case(tmp_path / "Zürich" / "a b.", lesion_voxels=0)
+    save_case(tmp_path / "Zürich" / "a b.", seed=1, lesion_voxels=0)
     assert main(["check", str(tmp_path)]) == 0
-    first, second, count = capsys.readouterr().out.splitlines()
+    first, second, count, _ = capsys.readouterr().out.splitlines()
     assert first.split() == "accepted Utrecht/0 zyx 8x16x16 2x1x1 mm lesions 1.000 ml".split()
     assert "Zürich/a b." in second and count == "2 accepted, 0 refused"
 
 
 def test_check_refuses_and_goes_on(tmp_path, capsys):
     save_case(tmp_path / "Utrecht" / "0")
-    save_case(tmp_path / "Utrecht" / "1")
+    save_case(tmp_path / "Utrecht" / "1", seed=1)
     broken = tmp_path / "Utrecht" / "0" / "pre" / "T1.nii.gz"
     broken.write_bytes(b"")
     assert main(["check", str(tmp_path)]) == 1
-    first, second, count = capsys.readouterr().out.splitlines()
+    first, second, count, folds = capsys.readouterr().out.splitlines()
     assert first == f"refused   Utrecht/0  {broken}: empty file (0 bytes)"
     assert second.startswith("accepted  Utrecht/1") and count == "1 accepted, 1 refused"
+    assert folds == "too few to train on: profile paper makes 5 folds"
+
+
+def test_check_reads_with_the_settings_of_a_run(tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr("pdlib.data.wmh.accept_cases", lambda folder, **how: seen.append((folder, how)) or ())
+    save_case(tmp_path / "Utrecht" / "0")
+    assert main(["check", str(tmp_path), "--profile", "smoke"]) == 0
+    assert seen == [(tmp_path, {"clip_percentiles": load_profile("smoke").data.clip_percentiles})]
+    assert main(["check", str(tmp_path), "--profile", "smook"]) == 1
+    assert capsys.readouterr().err.startswith("pdlib: unknown profile 'smook': choose one of ")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
+def test_check_refuses_what_a_run_cannot_take(tmp_path, capsys):
+    latin = os.fsdecode(b"M\xfcller")
+    for seed, name in enumerate(["0", "1", "2", "3", "4", latin]):
+        save_case(tmp_path / "Utrecht" / name, seed)
+    save_case(tmp_path / "Utrecht" / "copy")
+    save_case(tmp_path / ".snapshot" / "Utrecht" / "0")
+    assert main(["check", str(tmp_path)]) == 1
+    skipped, *cases, count = capsys.readouterr().out.splitlines()
+    assert skipped == f"skipped   {tmp_path}/.snapshot: hidden, not entered"
+    assert [line.split()[0] for line in cases] == ["accepted"] * 5 + ["refused"] * 2
+    assert cases[-2].startswith(r"refused   Utrecht/M\udcfcller") and "is not UTF-8" in cases[-2]
+    assert "Utrecht/copy: the same FLAIR as Utrecht/0" in cases[-1]
+    assert count == "5 accepted, 2 refused"
+
+
+def test_check_says_what_it_assumed(tmp_path, capsys):
+    save_case(tmp_path / "Utrecht" / "0")
+    flair = tmp_path / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz"
+    scan = np.asarray(nib.load(flair).dataobj)
+    save(flair, np.where(scan > 0, scan - 150, 0))
+    assert main(["check", str(tmp_path)]) == 0
+    _, note, _, _ = capsys.readouterr().out.splitlines()
+    assert note.strip() == "warning: assumed that 0, the value of the border, is background and all else is brain"
 
 
 def test_check_of_nothing_fails(tmp_path, capsys):
@@ -116,21 +155,64 @@ def test_segment_passes_its_arguments(monkeypatch, capsys):
     assert capsys.readouterr().out == "weights: w\nmask: o/mask.nii.gz\n"
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("f.nii: no\ncontrast"), "pdlib: f.nii: no contrast\n"),
-        (PermissionError(13, "Permission denied", "o/mask.nii.gz"), "pdlib: o/mask.nii.gz: Permission denied\n"),
-        (MemoryError(), "pdlib: out of memory\n"),
-    ],
-)
-def test_segment_fails_in_one_line(monkeypatch, capsys, error, line):
+FAILURES = {
+    "input": (ValueError("f.nii: no\ncontrast"), 2, "pdlib: f.nii: no contrast"),
+    "file": (PermissionError(13, "Permission denied", "o/mask.nii.gz"), 2, "pdlib: o/mask.nii.gz: Permission denied"),
+    "memory": (MemoryError(), 2, "pdlib: out of memory"),
+    "no text": (ValueError(), 2, "pdlib: ValueError"),
+    "Ctrl-C": (KeyboardInterrupt(), 130, "pdlib: interrupted"),
+    **{
+        type(error).__name__: (error, 70, f"pdlib: unexpected {type(error).__name__}: {text} (please report it, ")
+        for error, text in (
+            (RuntimeError("mat1\nand mat2"), "mat1 and mat2"),
+            (KeyError("sampling"), "'sampling'"),
+            (AssertionError(), "AssertionError"),
+            (OverflowError("too large"), "too large"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("traceback", [False, True])
+@pytest.mark.parametrize(("error", "code", "line"), FAILURES.values(), ids=FAILURES)
+def test_every_failure_is_one_line(monkeypatch, capsys, error, code, line, traceback):
     def fail(*args, **kwargs):
         raise error
 
     fake_segment(monkeypatch, fail)
-    assert main(["segment", "--flair", "f.nii", "--t1", "t.nii", "--out", "o"]) == 2
-    assert capsys.readouterr().err == line
+    monkeypatch.setenv("PDLIB_TRACEBACK", str(int(traceback)))
+    assert main(["segment", "--flair", "f.nii", "--t1", "t.nii", "--out", "o"]) == code
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(line) and bool(before) == (traceback and code != 130)
+
+
+def test_ctrl_c_ends_a_command_in_one_line(tmp_path):
+    save_case(tmp_path / "Utrecht" / "0")
+    code = """
+import sys, time
+from pdlib.__main__ import main
+from pdlib.data import wmh
+def slow(*args, **kwargs):
+    print("reading", flush=True)
+    time.sleep(60)
+wmh.read_case = slow
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "check", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "pdlib: interrupted\n"
+    assert process.returncode == 130
+
+
+def test_a_reader_that_leaves_is_no_failure(tmp_path):
+    for seed in range(3):
+        save_case(tmp_path / "Utrecht" / str(seed), seed)
+    command = [sys.executable, "-m", "pdlib", "check", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=30) == 1
 
 
 def test_check_loads_no_network(tmp_path):

@@ -1,45 +1,28 @@
-"""Cases in the layout of the WMH challenge 2017 (Kuijf et al. 2019): find, check, read, write back on the same grid.
+"""Cases in the layout of the WMH challenge 2017 (Kuijf et al. 2019): find, check, read.
 
 Arrays are [Z, Y, X], slices first, reoriented to the closest canonical (RAS+) axes; spacing_mm has the same order.
+The files themselves are read in `nifti`, the brain is found in `brain`; what callers need of both is here too.
 """
 
 import glob
-import gzip
-import io
-import logging
+import hashlib
 import os
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import product
-from math import prod
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
-import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
-from scipy import ndimage
 
-MAX_VOXELS = 512**3  # a header that claims more is refused before its voxels are read
-MAX_OFFSET_BYTES = 2**27  # room for header extensions
-GRID_TOLERANCE_MM = 0.1  # two grids are one when no corner voxel is further apart than this
-LABEL_TOLERANCE = 1e-4  # rounding of a header's scale factor, as in 255 * float32(1 / 255)
-BET_PERCENTILES = (2.0, 98.0)  # robust intensity range and the fraction of it where the
-BET_FRACTION = 0.1  # head begins: Smith, Fast robust automated brain extraction, 2002, section 3.1
+from pdlib.data.brain import ODD_OUTSIDE, contrast_notes, find_brain, plausibility
+from pdlib.data.nifti import MAX_VOXELS as MAX_VOXELS
+from pdlib.data.nifti import CaseError, Grid, as_labels, as_mask, printable, read_array, require_same_grid
+from pdlib.data.nifti import write_volume as write_volume
 
-_CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
-_IN_PLANE = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], dtype=bool)
-_OTHER_UNITS = {1: "metres", 3: "micrometres"}  # NIfTI's codes; 2 is mm, 0 unknown and taken for mm
-_SILENT = logging.Logger("nibabel's repairs", level=logging.CRITICAL)
-
-
-class CaseError(ValueError):
-    """Unusable input. The message is one line: the offending file's path, a colon, the cause."""
-
-    @classmethod
-    def of(cls, path: Path | str, cause: object) -> "CaseError":
-        return cls(f"{path}: {' '.join(str(cause).split())}")
+PHANTOM_FILES = frozenset({"phantom_settings.json", "phantom.json"})  # at a phantom's root, in each of its cases
+HOUSEKEEPING = frozenset(  # of file systems and servers, beside what begins with a dot: deleted and earlier files
+    {"lost+found", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "#recycle", "#snapshot", "~snapshot"}
+    | {"@eaDir", "@Recycle", "@Recently-Snapshot"}
+)
 
 
 @dataclass(frozen=True)
@@ -64,44 +47,6 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
-    """The grid an image is stored on, by its own axes (i, j, k), so that a canonical array can be put back."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray  # [4, 4] stored voxel -> mm
-    header: nib.Nifti1Header
-
-    @property
-    def orientation(self) -> np.ndarray:
-        """nibabel's [3, 2] table: for each stored axis the canonical axis it follows, and its direction."""
-        return io_orientation(self.affine)
-
-    @property
-    def canonical_shape(self) -> tuple[int, int, int]:
-        """(x, y, z) of the canonical array."""
-        return tuple(self.shape[axis] for axis in self.orientation[:, 0].argsort())
-
-    @property
-    def canonical_affine(self) -> np.ndarray:
-        """[4, 4] voxel (x, y, z) of the canonical array -> mm."""
-        return self.affine @ inv_ornt_aff(self.orientation, self.shape)
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size (z, y, x) in mm."""
-        x, y, z = nib.affines.voxel_sizes(self.canonical_affine)
-        return float(z), float(y), float(x)
-
-    def to_canonical(self, stored: np.ndarray) -> np.ndarray:
-        """Stored [I, J, K] -> canonical [Z, Y, X]."""
-        return np.ascontiguousarray(apply_orientation(stored, self.orientation).transpose(2, 1, 0))
-
-    def to_stored(self, array_zyx: np.ndarray) -> np.ndarray:
-        """Canonical [Z, Y, X] -> stored [I, J, K]; the inverse of `to_canonical`."""
-        return apply_orientation(array_zyx.transpose(2, 1, 0), ornt_transform(_CANONICAL, self.orientation))
-
-
-@dataclass(frozen=True, eq=False)
 class Volume:
     """One patient, read and normalised. Without an expert's mask, `mask` and `ignore` are None."""
 
@@ -111,6 +56,7 @@ class Volume:
     ignore: np.ndarray | None  # [Z, Y, X] bool, other pathology (label 2)
     spacing_mm: tuple[float, float, float]  # (z, y, x)
     grid: Grid
+    notes: tuple[str, ...] = ()  # what was assumed while reading, and what looks odd; one sentence each
 
     @property
     def lesion_ml(self) -> float:
@@ -121,38 +67,56 @@ class Volume:
 def find_cases(root: Path | str) -> list[Case]:
     """Every case at any depth below `root`, sorted by subject; extra raters' folders are no cases.
 
-    A case is a folder that holds wmh.nii.gz or pre/FLAIR.nii.gz; one that lacks the other is refused when read.
+    A case is a folder that holds wmh.nii.gz or pre/FLAIR.nii.gz; one that lacks the other is refused when read. Hidden
+    folders, a file system's own, and our phantoms (unless `root` lies in one) are passed over: `skipped_folders`.
     Raises CaseError, naming the folder, where `root` is no folder, cannot be listed, or holds no case.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise CaseError.of(root, "not a folder" if root.exists() else "no such folder")
-    cases = []
-    for folder in _case_folders(root):
-        below = folder.relative_to(root)
-        absolute = Path(os.path.abspath(folder))
-        cases.append(Case(below.as_posix() if below.parts else absolute.name, absolute.parent.name, folder))
-    if not cases:
-        raise CaseError.of(root, "no case found (no folder below holds wmh.nii.gz or pre/FLAIR.nii.gz)")
-    return sorted(cases, key=lambda case: case.subject)
+    found = _survey(root)
+    if not found.cases:
+        raise found.unreadable[0][1]
+    return found.cases
 
 
-def read_cases(root: Path | str, *, clip_percentiles: tuple[float, float]) -> Iterator[tuple[Case, Volume | CaseError]]:
-    """Read every case below `root` in full, one at a time: with each comes its volume, or why it is refused."""
-    for case in find_cases(root):
+def skipped_folders(root: Path | str) -> list[str]:
+    """What `find_cases` passed over below `root`: one line each, folder and cause."""
+    return _survey(root).skipped
+
+
+def accept_cases(
+    root: Path | str, *, clip_percentiles: tuple[float, float]
+) -> Iterator[tuple[Case, Volume | CaseError]]:
+    """Read all below `root` in full, one case at a time: with each comes its volume, or why a run would refuse it.
+
+    Beside files that cannot be used, refused are: a folder that cannot be listed, a name that no UTF-8 table can hold,
+    an extra rater's mask that does not fit, and a case whose FLAIR or T1 is that of an earlier one, since two copies
+    of a patient would come into different folds.
+    """
+    found, seen = _survey(root), {}
+    yield from found.unreadable
+    for case in found.cases:
         try:
-            yield case, read_case(case, clip_percentiles=clip_percentiles)
+            _require_utf8(case)
+            volume = read_case(case, clip_percentiles=clip_percentiles)
+            read_raters(root, case, volume.grid)
+            _require_new(case, volume, seen)
+            yield case, volume
         except CaseError as error:
             yield case, error
+        except Exception as error:  # one bad case must not end the survey
+            yield case, CaseError.of(case.folder, f"cannot be read ({type(error).__name__}: {error})")
 
 
 def read_case(case: Case, *, clip_percentiles: tuple[float, float]) -> Volume:
     """Read one case with the expert's mask. Raises CaseError naming the file and the cause."""
-    values, mask_grid = _read(case.wmh, "mask")
-    found = _as_labels(case.wmh, values)
+    values, mask_grid = read_array(case.wmh, "mask")
+    found = as_labels(case.wmh, values)
     volume = read_images(case.flair, case.t1, clip_percentiles=clip_percentiles)
-    _require_same_grid(case.wmh, mask_grid, case.flair, volume.grid)
-    return replace(volume, mask=(found == 1).astype(np.uint8), ignore=found == 2)
+    require_same_grid(case.wmh, mask_grid, case.flair, volume.grid)
+    lesion, notes = found == 1, volume.notes
+    outside = np.count_nonzero(lesion & ~volume.brain)
+    if outside > ODD_OUTSIDE * np.count_nonzero(lesion):
+        notes += (f"{outside / np.count_nonzero(lesion):.0%} of the lesion volume lies outside the brain",)
+    return replace(volume, mask=lesion.astype(np.uint8), ignore=found == 2, notes=notes)
 
 
 def read_images(
@@ -164,62 +128,49 @@ def read_images(
 ) -> Volume:
     """Read FLAIR and T1, each clipped to its `clip_percentiles` in the brain and z-scored there; zero outside.
 
-    The brain is `brain_mask_path` (nonzero = brain) or, without one, `brain_mask` of the FLAIR.
+    The brain is `brain_mask_path` (nonzero = brain) or, without one, what `brain.find_brain` finds in the FLAIR.
+    `Volume.notes` says what that assumed, and where the two images look like one, or swapped.
     Raises CaseError naming the file and the cause.
     """
     flair_path, t1_path = Path(flair_path), Path(t1_path)
-    flair, grid = _read(flair_path, "FLAIR")
-    t1, t1_grid = _read(t1_path, "T1")
-    _require_same_grid(t1_path, t1_grid, flair_path, grid)
+    flair, grid = read_array(flair_path, "FLAIR")
+    t1, t1_grid = read_array(t1_path, "T1")
+    require_same_grid(t1_path, t1_grid, flair_path, grid)
     for path, array in ((flair_path, flair), (t1_path, t1)):
         if array.min() == array.max():
             raise CaseError.of(path, f"no contrast (every voxel is {array.flat[0]:g})")
-    if brain_mask_path is None:
-        brain = brain_mask(flair, percentiles=BET_PERCENTILES, fraction=BET_FRACTION)
-    else:
-        brain_mask_path = Path(brain_mask_path)
-        values, mask_grid = _read(brain_mask_path, "brain mask")
-        _require_same_grid(brain_mask_path, mask_grid, flair_path, grid)
-        brain = values != 0
-    if not brain.any():
-        raise CaseError.of(brain_mask_path or flair_path, "empty brain (no voxel inside it)")
+    if np.array_equal(flair, t1):
+        raise CaseError.of(t1_path, f"the same image as the FLAIR, {flair_path}")
+    brain, notes = _brain(flair_path, flair, grid, brain_mask_path)
     image = np.zeros((2, *flair.shape), dtype=np.float32)  # [2, Z, Y, X]
     for channel, path, array in zip(image, (flair_path, t1_path), (flair, t1), strict=True):
         inside = normalise(array[brain], clip_percentiles=clip_percentiles)
         if inside is None:
-            raise CaseError.of(path, "no contrast inside the brain")
+            found = f"{np.count_nonzero(brain)} voxels, from {brain_mask_path or flair_path}"
+            raise CaseError.of(path, f"no contrast inside the brain ({found})")
         channel[brain] = inside
-    return Volume(image, brain, None, None, grid.spacing_mm, grid)
-
-
-def brain_mask(flair: np.ndarray, *, percentiles: tuple[float, float], fraction: float) -> np.ndarray:
-    """The largest connected part above `fraction` of the robust range, in-plane holes filled. [Z, Y, X] -> bool.
-
-    BET's threshold (Smith 2002): low + fraction * (high - low), where low and high are `percentiles` of the volume.
-    """
-    low, high = np.percentile(flair, percentiles)
-    parts, _ = ndimage.label(flair > low + fraction * (high - low))
-    sizes = np.bincount(parts.ravel())
-    if len(sizes) == 1:
-        return np.zeros(flair.shape, dtype=bool)
-    return ndimage.binary_fill_holes(parts == 1 + sizes[1:].argmax(), structure=_IN_PLANE)
+    notes += contrast_notes(image, brain, grid.spacing_mm)
+    return Volume(image, brain, None, None, grid.spacing_mm, grid, notes)
 
 
 def normalise(inside: np.ndarray, *, clip_percentiles: tuple[float, float]) -> np.ndarray | None:
     """Clip the brain's voxels [N] to their percentiles, then z-score them; None where nothing varies."""
     if not 0 <= clip_percentiles[0] < clip_percentiles[1] <= 100:
         raise ValueError(f"clip_percentiles must rise within 0..100, not {tuple(clip_percentiles)}")
-    clipped = np.clip(inside, *np.percentile(inside, clip_percentiles))
-    centred = clipped - clipped.mean()
-    deviation = centred.std()
-    return centred / deviation if deviation > 0 else None
+    with np.errstate(all="ignore"):
+        clipped = np.clip(inside, *np.percentile(inside, clip_percentiles))
+        if clipped.min() == clipped.max():
+            return None
+        centred = clipped - clipped.mean()
+        deviation = centred.std()
+    return centred / deviation if 0 < deviation < np.inf else None
 
 
 def read_labels(path: Path | str) -> tuple[np.ndarray, tuple[float, float, float]]:
     """A mask file's labels [Z, Y, X] uint8 (0, 1 lesion, 2 other pathology) and spacing_mm. Raises CaseError."""
     path = Path(path)
-    values, grid = _read(path, "mask")
-    return _as_labels(path, values), grid.spacing_mm
+    values, grid = read_array(path, "mask")
+    return as_labels(path, values), grid.spacing_mm
 
 
 def read_raters(root: Path | str, case: Case, grid: Grid) -> dict[str, np.ndarray]:
@@ -240,9 +191,9 @@ def read_raters(root: Path | str, case: Case, grid: Grid) -> dict[str, np.ndarra
             observer = path.relative_to(annotations).parts[0]
             if observer in found:
                 raise CaseError.of(path, f"a second mask of {case.subject} by {observer}")
-            values, rater_grid = _read(path, "mask")
-            _require_same_grid(path, rater_grid, case.flair, grid)
-            found[observer] = _as_labels(path, values)
+            values, rater_grid = read_array(path, "mask")
+            require_same_grid(path, rater_grid, case.flair, grid)
+            found[observer] = as_labels(path, values)
     return dict(sorted(found.items()))
 
 
@@ -254,149 +205,101 @@ def read_score_pair(
     Raises CaseError where the grids differ, the reference is no label map, or the prediction holds fractions.
     """
     reference, prediction = Path(reference), Path(prediction)
-    values, grid = _read(reference, "reference")
-    labels = _as_labels(reference, values)
-    predicted, predicted_grid = _read(prediction, "prediction")
-    _require_same_grid(prediction, predicted_grid, reference, grid)
-    whole = np.rint(predicted)
-    if predicted.min() < 0 or np.abs(predicted - whole).max() > LABEL_TOLERANCE:
-        raise CaseError.of(prediction, "holds fractions or negative values, not a mask: threshold it first")
-    return labels, whole != 0, grid.spacing_mm
+    values, grid = read_array(reference, "reference")
+    labels = as_labels(reference, values)
+    predicted, predicted_grid = read_array(prediction, "prediction")
+    require_same_grid(prediction, predicted_grid, reference, grid)
+    return labels, as_mask(prediction, predicted), grid.spacing_mm
 
 
-def write_volume(path: Path | str, array_zyx: np.ndarray, grid: Grid, dtype: np.dtype | type | str) -> None:
-    """Write a canonical [Z, Y, X] array as `dtype` on the grid it came from: axes, affine, form codes, voxel sizes.
+def _brain(
+    flair_path: Path, flair: np.ndarray, grid: Grid, given: Path | str | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The brain [Z, Y, X] bool, given or found, and notes on it."""
+    path = flair_path if given is None else Path(given)
+    if given is None:
+        try:
+            brain, notes = find_brain(flair)
+        except ValueError as error:
+            raise CaseError.of(path, f"{error}; a brain mask would tell") from None
+    else:
+        values, mask_grid = read_array(path, "brain mask")
+        require_same_grid(path, mask_grid, flair_path, grid)
+        brain = as_mask(path, values)
+        notes = plausibility(brain)
+    if not brain.any():
+        raise CaseError.of(path, "empty brain (no voxel inside it)")
+    return brain, notes
 
-    The file appears whole or not at all: it is written under another name, then renamed. ValueError on a wrong shape.
-    """
-    path, stored = Path(path), grid.to_stored(array_zyx)
-    if stored.shape != grid.shape:
-        raise ValueError(f"{path}: an array for stored shape {stored.shape} does not fit the grid {grid.shape}")
-    header = grid.header.copy()
-    header.set_data_dtype(dtype)
-    header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
-    header.extensions.clear()
-    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    data = image_class(stored.astype(dtype), grid.affine, header).to_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+def _require_utf8(case: Case) -> None:
     try:
-        partial.write_bytes(gzip.compress(data, compresslevel=6, mtime=0) if path.suffix == ".gz" else data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        f"{case.site}/{case.subject}".encode()
+    except UnicodeEncodeError:
+        raise CaseError.of(case.folder, "the folder's name is not UTF-8: rename it") from None
 
 
-def _case_folders(root: Path) -> Iterator[Path]:
+def _require_new(case: Case, volume: Volume, seen: dict[bytes, str]) -> None:
+    """Refuse a case that shares an image with one in `seen`, else add its images: digest -> subject."""
+    digests = {}
+    for name, channel in zip(("FLAIR", "T1"), volume.image, strict=True):
+        digest = hashlib.sha256(f"{name} {channel.shape}".encode() + channel.tobytes()).digest()
+        if digest in seen:
+            raise CaseError.of(case.folder, f"the same {name} as {seen[digest]}: one patient under two names")
+        digests[digest] = case.subject
+    seen |= digests
+
+
+@dataclass
+class _Found:
+    cases: list[Case] = field(default_factory=list)
+    unreadable: list[tuple[Case, CaseError]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def _survey(root: Path | str) -> _Found:
     """Walk through links too, each real folder once."""
-
-    def refuse(error: OSError) -> None:
-        raise CaseError.of(error.filename, error.strerror)
-
-    seen = set()
-    for name, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+    root, found, errors, seen = Path(root), _Found(), [], set()
+    if not root.is_dir():
+        raise CaseError.of(root, "not a folder" if root.exists() else "no such folder")
+    in_phantom = any((folder / name).exists() for folder in (root, *root.resolve().parents) for name in PHANTOM_FILES)
+    for name, folders, files in os.walk(root, followlinks=True, onerror=errors.append):
         folder = Path(name)
-        if "wmh.nii.gz" in files or os.path.lexists(folder / "pre" / "FLAIR.nii.gz"):
+        if not in_phantom and PHANTOM_FILES & set(files):
+            found.skipped.append(f"{printable(folder)}: an embedded phantom, no patients")
             folders.clear()
-            yield folder
-            continue
-        fresh = {os.path.realpath(folder / below): below for below in sorted(folders, reverse=True)}
-        folders[:] = [below for real, below in fresh.items() if real not in seen and below != "additional_annotations"]
-        seen.update(fresh)
+        elif "wmh.nii.gz" in files or os.path.lexists(folder / "pre" / "FLAIR.nii.gz"):
+            found.cases.append(_case(root, folder))
+            folders.clear()
+        else:
+            folders[:] = _to_enter(folder, folders, seen, found)
+    for error in errors:
+        case, cause = _case(root, Path(error.filename)), CaseError.of(error.filename, error.strerror)
+        if case.folder == root:
+            raise cause
+        found.unreadable.append((case, cause))
+    if not found.cases and not found.unreadable:
+        passed = f"; passed over: {'; '.join(found.skipped)}" if found.skipped else ""
+        raise CaseError.of(root, f"no case found (no folder below holds wmh.nii.gz or pre/FLAIR.nii.gz{passed})")
+    found.cases.sort(key=lambda case: case.subject)
+    return found
 
 
-def _read(path: Path, role: str) -> tuple[np.ndarray, Grid]:
-    """The voxels [Z, Y, X] float64 of a sound 3D file, and its grid."""
-    stored, header = _load(path, role)
-    affine = header.get_best_affine()
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise CaseError.of(path, "the affine is singular or not finite")
-    if not np.isfinite(stored).all():
-        raise CaseError.of(path, "holds NaN or Inf")
-    grid = Grid(stored.shape, affine, header)
-    return grid.to_canonical(stored), grid
+def _case(root: Path, folder: Path) -> Case:
+    below, absolute = folder.relative_to(root), Path(os.path.abspath(folder))
+    return Case(below.as_posix() if below.parts else absolute.name, absolute.parent.name, folder)
 
 
-def _load(path: Path, role: str) -> tuple[np.ndarray, nib.Nifti1Header]:
-    """Stored voxels and header of a sound NIfTI file, packed or not, whatever its name says."""
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(2)
-            if not magic:
-                raise CaseError.of(path, "empty file (0 bytes)")
-            stream.seek(0)
-            return _parse(path, gzip.GzipFile(fileobj=stream) if magic == b"\x1f\x8b" else stream)
-    except FileNotFoundError:
-        raise CaseError.of(path, f"missing {role} (no such file)") from None
-    except EOFError:
-        raise CaseError.of(path, "truncated gzip stream") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise CaseError.of(path, f"broken gzip stream ({error})") from None
-    except nib.spatialimages.HeaderDataError as error:
-        raise CaseError.of(path, f"not a readable NIfTI header ({error})") from None
-    except OSError as error:
-        raise CaseError.of(path, error.strerror or error) from None
-
-
-def _parse(path: Path, stream: BinaryIO) -> tuple[np.ndarray, nib.Nifti1Header]:
-    """Reads to the stream's end, past the voxels: only there does gzip compare its checksum."""
-    raw = stream.read(nib.Nifti2Header.template_dtype.itemsize)
-    kind = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(raw)), None)
-    if kind is None:
-        raise CaseError.of(path, "not a NIfTI file")
-    header = kind(raw[: kind.template_dtype.itemsize], check=False)
-    fault = _header_fault(header)
-    if fault:
-        raise CaseError.of(path, fault)
-    shape = header.get_data_shape()
-    claimed = header.get_data_offset() + prod(shape) * header.get_data_dtype().itemsize
-    raw += stream.read(max(claimed - len(raw), 0))
-    if len(raw) < claimed:
-        raise CaseError.of(path, f"data end early: the header claims {claimed} bytes, the file holds {len(raw)}")
-    while stream.read(1 << 20):
-        pass
-    with np.errstate(all="ignore"):
-        stored = header.data_from_fileobj(io.BytesIO(raw)).astype(np.float64)
-    header.set_data_shape(shape[:3])
-    return stored.reshape(shape[:3]), header
-
-
-def _header_fault(header: nib.Nifti1Header) -> str | None:
-    """What in a NIfTI header forbids its use as a 3D volume; None where nothing does. Repairs what nibabel repairs."""
-    shape, pixdim = header.get_data_shape(), header["pixdim"][1:4].tolist()
-    if len(shape) < 3 or any(length > 1 for length in shape[3:]):
-        return f"not a 3D volume (shape {shape})"
-    if min(shape) < 1:
-        return f"no voxels (shape {shape})"
-    if prod(shape) > MAX_VOXELS:
-        return f"shape {shape} exceeds the limit of {MAX_VOXELS} voxels"
-    if not all(0 < size < float("inf") for size in pixdim):
-        return f"voxel sizes {pixdim} are not positive and finite"
-    header.check_fix(logger=_SILENT)
-    if header.get_data_dtype().kind not in "iuf":
-        return f"voxels of type {header.get_value_label('datatype')} are not plain numbers"
-    if not header["vox_offset"] <= MAX_OFFSET_BYTES:
-        return f"voxels begin at byte {header['vox_offset']}, not within the first {MAX_OFFSET_BYTES}"
-    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) % 8)
-    if unit:
-        return f"voxel sizes are in {unit}, not mm"
-    return None
-
-
-def _require_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:
-    """Refuse `path` unless, by canonical axes, its voxels lie where those of `other_path` do."""
-    if grid.canonical_shape != other.canonical_shape:
-        raise CaseError.of(path, f"shape {grid.canonical_shape} differs from {other.canonical_shape} of {other_path}")
-    corners = np.array(list(product(*((0, length) for length in grid.canonical_shape))))  # [8, 3]
-    apart = nib.affines.apply_affine(grid.canonical_affine - other.canonical_affine, corners)
-    if np.linalg.norm(apart, axis=1).max() > GRID_TOLERANCE_MM:
-        raise CaseError.of(path, f"affine differs from that of {other_path}")
-
-
-def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
-    labels = np.rint(values)
-    wrong = (np.abs(values - labels) > LABEL_TOLERANCE) | (labels < 0) | (labels > 2)
-    if wrong.any():
-        some = ", ".join(f"{value:g}" for value in np.unique(values[wrong])[:3])
-        raise CaseError.of(path, f"labels other than 0, 1, 2 ({some})")
-    return labels.astype(np.uint8)
+def _to_enter(folder: Path, below: list[str], seen: set[str], found: _Found) -> list[str]:
+    """The folders in `folder` that may hold cases and were not entered by another way; notes the others."""
+    entered = []
+    for name in below:
+        if name.startswith(".") or name in HOUSEKEEPING:
+            kind = "hidden" if name.startswith(".") else "the file system's own"
+            found.skipped.append(f"{printable(folder / name)}: {kind}, not entered")
+        elif name != "additional_annotations":
+            entered.append(name)
+    fresh = {os.path.realpath(folder / name): name for name in sorted(entered, reverse=True)}
+    fresh = {real: name for real, name in fresh.items() if real not in seen}
+    seen.update(fresh)
+    return list(fresh.values())

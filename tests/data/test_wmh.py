@@ -1,196 +1,27 @@
-"""Reading cases: what is refused, and in which words; what is accepted, and that it lands in the right place."""
+"""Cases: which folders are one, what a run takes and what it refuses, and what comes of a case."""
 
-import gzip
 import os
-import pickle
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scans import AFFINES, CLIP, SHAPE, change, flip_crc, rewrite_header, save, save_case, scans
 
 from pdlib.data import wmh
 from pdlib.data.wmh import CaseError
 
-SHAPE = (12, 10, 6)  # x, y, z
-CLIP = (0.5, 99.5)
-AFFINES = {
-    "RAS": np.array([[1.2, 0, 0, -7], [0, 0.98, 0, 5], [0, 0, 3, 2], [0, 0, 0, 1]]),
-    "LAS": np.array([[-1.2, 0, 0, 7], [0, 0.98, 0, 5], [0, 0, 3, 2], [0, 0, 0, 1]]),
-    "RPI": np.array([[1.2, 0, 0, 7], [0, -0.98, 0, 5], [0, 0, -3, 2], [0, 0, 0, 1]]),
-    "PSL": np.array([[0, 0, -1.2, 9], [-0.98, 0, 0, 5], [0, 3, 0, 2], [0, 0, 0, 1]]),
-    "oblique": nib.affines.from_matvec(
-        nib.eulerangles.euler2mat(0.3, 0.2, -0.25) @ np.diag([-0.96, -0.95, 3]), [80, 90, -40]
-    ),
-}
-
-
-def scans() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A noisy ellipsoid in two contrasts, and a mask with both labels; [X, Y, Z]."""
-    rng = np.random.default_rng(7)
-    centred = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
-    inside = (centred**2).sum(0) < 1
-    flair = inside * rng.integers(200, 400, SHAPE)
-    t1 = inside * rng.integers(300, 500, SHAPE)
-    mask = np.zeros(SHAPE)
-    mask[4:6, 5, 2] = 1
-    mask[7, 4, 3] = 2
-    return flair, t1, mask
-
-
-def save(path: Path, array: np.ndarray, affine=AFFINES["RAS"], dtype=np.float32, kind=nib.Nifti1Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(kind(array.astype(dtype), affine), path)
-
 
 @pytest.fixture
 def case(tmp_path: Path) -> wmh.Case:
-    """A sound case, to be damaged."""
-    folder = tmp_path / "training" / "Utrecht" / "7"
-    for name, array in zip(("pre/FLAIR", "pre/T1", "wmh"), scans(), strict=True):
-        save(folder / f"{name}.nii.gz", array)
-    return wmh.Case("training/Utrecht/7", "Utrecht", folder)
+    return save_case(tmp_path / "training" / "Utrecht" / "7")
 
 
-def rewrite_header(path: Path, **fields) -> None:
-    """Overwrite raw header fields, past every check nibabel makes on writing."""
-    raw = bytearray(gzip.decompress(path.read_bytes()))
-    header = np.frombuffer(raw, dtype=nib.Nifti1Header.template_dtype, count=1)
-    for name, value in fields.items():
-        header[name] = value
-    path.write_bytes(gzip.compress(bytes(raw)))
-
-
-def flip_crc(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[-8] ^= 1
-    path.write_bytes(raw)
-
-
-def change(path: Path, index: tuple, value: float) -> None:
-    array = np.asarray(nib.load(path).dataobj).copy()
-    array[index] = value
-    save(path, array)
-
-
-def make_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def rgb() -> np.ndarray:
-    return np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-
-
-BAD = {
-    "missing T1": ("t1", Path.unlink, "missing T1"),
-    "missing mask": ("wmh", Path.unlink, "missing mask"),
-    "zero bytes": ("flair", lambda p: p.write_bytes(b""), "empty file"),
-    "truncated gzip": ("flair", lambda p: p.write_bytes(p.read_bytes()[:-200]), "truncated gzip"),
-    "wrong CRC": ("flair", flip_crc, "CRC"),
-    "wrong CRC of the mask": ("wmh", flip_crc, "CRC"),
-    "broken deflate": ("t1", lambda p: p.write_bytes(p.read_bytes()[:30] + b"\0" * 400), "broken gzip"),
-    "data end early": (
-        "flair",
-        lambda p: p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes())[:-8])),
-        "data end early",
-    ),
-    "text": ("t1", lambda p: p.write_text("version https://git-lfs"), "not a NIfTI file"),
-    "a folder": ("t1", make_folder, "directory"),
-    "4D": ("flair", lambda p: save(p, np.ones((*SHAPE, 2))), "not a 3D volume"),
-    "2D": ("flair", lambda p: save(p, np.ones(SHAPE[:2])), "not a 3D volume"),
-    "T1 of another shape": ("t1", lambda p: save(p, scans()[1][:-1]), "shape"),
-    "T1 elsewhere": ("t1", lambda p: save(p, scans()[1], nib.affines.from_matvec(np.eye(3), [0, 0, 1])), "affine"),
-    "T1 mirrored": ("t1", lambda p: save(p, scans()[1], AFFINES["LAS"]), "affine"),
-    "mask of another shape": ("wmh", lambda p: save(p, scans()[2][:, :, 1:]), "shape"),
-    "mask elsewhere": ("wmh", lambda p: save(p, scans()[2], AFFINES["RAS"] * [[1.02], [1], [1], [1]]), "affine"),
-    "NaN": ("flair", lambda p: change(p, (0, 0, 0), np.nan), "NaN or Inf"),
-    "Inf": ("t1", lambda p: change(p, (5, 5, 3), np.inf), "NaN or Inf"),
-    "NaN in the mask": ("wmh", lambda p: change(p, (5, 5, 3), np.nan), "NaN or Inf"),
-    "all zero": ("flair", lambda p: save(p, np.zeros(SHAPE)), "no contrast"),
-    "constant": ("t1", lambda p: save(p, np.full(SHAPE, 9)), "no contrast"),
-    "flat brain": ("flair", lambda p: save(p, scans()[0] > 0), "no contrast inside the brain"),
-    "complex": ("flair", lambda p: save(p, scans()[0], dtype=np.complex64), "not plain numbers"),
-    "RGB": ("flair", lambda p: nib.save(nib.Nifti1Image(rgb(), AFFINES["RAS"]), p), "not plain numbers"),
-    "label 3": ("wmh", lambda p: change(p, (1, 1, 1), 3), "labels other than 0, 1, 2"),
-    "label 0.5": ("wmh", lambda p: change(p, (1, 1, 1), 0.5), "labels other than 0, 1, 2"),
-    "label -1": ("wmh", lambda p: change(p, (1, 1, 1), -1), "labels other than 0, 1, 2"),
-    "a huge claim": ("flair", lambda p: rewrite_header(p, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "limit"),
-    "negative shape": ("flair", lambda p: rewrite_header(p, dim=[3, -12, 10, 6, 1, 1, 1, 1]), "no voxels"),
-    "voxels far away": ("flair", lambda p: rewrite_header(p, vox_offset=np.float32(1e18)), "begin at byte"),
-    "unknown type": ("flair", lambda p: rewrite_header(p, datatype=77), "header"),
-    "zero voxel size": ("flair", lambda p: rewrite_header(p, pixdim=[1, 1, 0, 3, 0, 0, 0, 0]), "voxel sizes"),
-    "NaN voxel size": ("t1", lambda p: rewrite_header(p, pixdim=[1, 1, np.nan, 3, 0, 0, 0, 0]), "voxel sizes"),
-    "micrometres": ("flair", lambda p: rewrite_header(p, xyzt_units=3), "micrometres"),
-    "singular affine": ("flair", lambda p: rewrite_header(p, srow_x=0), "singular"),
-    "NaN affine": ("flair", lambda p: rewrite_header(p, srow_y=np.nan), "singular or not finite"),
-}
-
-
-@pytest.mark.parametrize(("which", "damage", "cause"), BAD.values(), ids=BAD)
-def test_bad_input_is_refused_in_one_line_naming_file_and_cause(case, which, damage, cause, caplog):
-    path = getattr(case, which)
-    damage(path)
-    with pytest.raises(CaseError) as refusal:
-        wmh.read_case(case, clip_percentiles=CLIP)
-    message = str(refusal.value)
-    assert message.startswith(f"{path}: ") and cause in message and "\n" not in message
-    assert not caplog.records
-    assert str(pickle.loads(pickle.dumps(refusal.value))) == message
-
-
-def test_unreadable_file_is_refused(case, monkeypatch):
-    def denied(self, *args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(CaseError, match=r"T1\.nii\.gz: Permission denied"):
-        wmh.read_labels(case.t1)
-
-
-GOOD = {
-    "big-endian": lambda p, a: nib.save(
-        nib.Nifti1Image(a.astype(">f4"), AFFINES["RAS"], nib.Nifti1Header(endianness=">")), p
-    ),
-    "NIfTI-2": lambda p, a: save(p, a, kind=nib.Nifti2Image),
-    "float64": lambda p, a: save(p, a, dtype=np.float64),
-    "int16": lambda p, a: save(p, a, dtype=np.int16),
-    "trailing singleton": lambda p, a: save(p, a[..., None]),
-    "stored right to left": lambda p, a: save(p, a[::-1], AFFINES["RAS"] @ [[-1, 0, 0, 11], *np.eye(4)[1:]]),
-    "not packed despite its name": lambda p, a: p.write_bytes(nib.Nifti1Image(a * 1.0, AFFINES["RAS"]).to_bytes()),
-    "bytes after the voxels": lambda p, a: (
-        save(p, a),
-        p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes()) + b"\0" * 99)),
-    ),
-}
-
-
-@pytest.mark.parametrize("store", GOOD.values(), ids=GOOD)
-def test_the_same_scan_in_another_guise_reads_the_same(case, store):
-    expected = wmh.read_case(case, clip_percentiles=CLIP)
-    for path, array in zip((case.flair, case.t1, case.wmh), scans(), strict=True):
-        store(path, array)
-    found = wmh.read_case(case, clip_percentiles=CLIP)
-    for name in ("image", "brain", "mask", "ignore"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
-    assert found.spacing_mm == pytest.approx((3, 0.98, 1.2), rel=1e-6)
-
-
-def test_a_scale_factor_is_applied_and_its_rounding_forgiven(case):
-    stored = nib.Nifti1Image((scans()[2] * 100).astype(np.uint8), AFFINES["RAS"])
-    stored.header.set_slope_inter(np.float32(0.01), 0)
-    stored.to_filename(case.wmh)
-    np.testing.assert_array_equal(wmh.read_labels(case.wmh)[0], scans()[2].T)
-
-
-def test_small_faults_of_a_header_are_mended_in_silence(case, tmp_path, caplog):
-    expected = wmh.read_labels(case.wmh)[0]
-    rewrite_header(case.wmh, qform_code=99, vox_offset=352.4)
-    array, grid = wmh._read(case.wmh, "mask")
-    np.testing.assert_array_equal(array, expected)
-    wmh.write_volume(tmp_path / "back.nii.gz", array, grid, np.uint8)
-    assert nib.load(tmp_path / "back.nii.gz").header["qform_code"] == 0
-    assert not caplog.records
+def refusals(root: Path) -> dict[str, str]:
+    """Subject -> cause."""
+    read = wmh.accept_cases(root, clip_percentiles=CLIP)
+    return {case.subject: str(one) for case, one in read if isinstance(one, CaseError)}
 
 
 def test_normalisation_against_its_definition(case):
@@ -214,17 +45,6 @@ def test_impossible_percentiles_are_refused(case, percentiles):
         wmh.read_case(case, clip_percentiles=percentiles)
 
 
-def test_brain_is_the_largest_part_with_in_plane_holes_filled():
-    flair = np.zeros((3, 20, 20))
-    flair[:, 2:12, 2:12] = 100
-    flair[:, 5:8, 5:8] = 4  # a ventricle, open to nothing in its plane
-    flair[:, 15:17, 15:17] = 100  # an eye
-    brain = wmh.brain_mask(flair, percentiles=(2, 98), fraction=0.1)
-    expected = np.zeros(flair.shape, dtype=bool)
-    expected[:, 2:12, 2:12] = True
-    np.testing.assert_array_equal(brain, expected)
-
-
 def test_a_given_brain_mask_decides(case, tmp_path):
     given = np.zeros(SHAPE)
     given[3:9, 3:7, 2:4] = 1
@@ -237,64 +57,37 @@ def test_a_given_brain_mask_decides(case, tmp_path):
         wmh.read_images(case.flair, case.t1, clip_percentiles=CLIP, brain_mask_path=tmp_path / "brain.nii")
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
-def test_written_back_on_the_grid_it_came_from(tmp_path, affine, kind):
-    source, target = tmp_path / "source.nii.gz", tmp_path / "new" / "target.nii.gz"
-    stored = np.random.default_rng(3).random(SHAPE)
-    image = kind(stored, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=4)
-    nib.save(image, source)
-    array, grid = wmh._read(source, "image")
-    canonical = nib.as_closest_canonical(nib.load(source))
-    np.testing.assert_array_equal(array, canonical.get_fdata().transpose(2, 1, 0))
-    np.testing.assert_allclose(grid.canonical_affine, canonical.affine)
-    np.testing.assert_allclose(grid.spacing_mm, nib.affines.voxel_sizes(canonical.affine)[::-1])
-
-    wmh.write_volume(target, array, pickle.loads(pickle.dumps(grid)), np.float64)
-    before, after = nib.load(source), nib.load(target)
-    np.testing.assert_array_equal(after.get_fdata(), stored)
-    assert type(after) is kind and os.listdir(target.parent) == ["target.nii.gz"]
-    for field in ("pixdim", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "dim"):
-        np.testing.assert_array_equal(after.header[field], before.header[field], err_msg=field)
+BAD_BRAINS = {
+    "fractions": (lambda given: 0.3 * given, "threshold it first"),
+    "a trace outside": (lambda given: given + 1e-6 * (given == 0), "threshold it first"),
+    "negative": (lambda given: -given, "threshold it first"),
+    "another shape": (lambda given: given[:-1], "shape"),
+}
 
 
-@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
-def test_a_marked_voxel_keeps_its_place_in_the_world(tmp_path, affine):
-    scan = np.zeros(SHAPE)
-    scan[9, 2, 4] = 1
-    save(tmp_path / "mark.nii.gz", scan, affine)
-    world = affine @ [9, 2, 4, 1]
-    labels, _ = wmh.read_labels(tmp_path / "mark.nii.gz")
-    _, grid = wmh._read(tmp_path / "mark.nii.gz", "mask")
-    z, y, x = np.argwhere(labels)[0]
-    np.testing.assert_allclose(grid.canonical_affine @ [x, y, z, 1], world, atol=1e-4)
-    wmh.write_volume(tmp_path / "back.nii.gz", labels, grid, np.uint8)
-    back = nib.load(tmp_path / "back.nii.gz")
-    assert back.get_data_dtype() == np.uint8
-    np.testing.assert_allclose(back.affine @ [*np.argwhere(back.get_fdata())[0], 1], world, atol=1e-4)
+@pytest.mark.parametrize(("spoil", "cause"), BAD_BRAINS.values(), ids=BAD_BRAINS)
+def test_every_mask_is_checked_alike(case, tmp_path, spoil, cause):
+    given = np.zeros(SHAPE)
+    given[3:9, 3:7, 2:4] = 1
+    path = tmp_path / "brain.nii"
+    save(path, spoil(given))
+    with pytest.raises(CaseError, match=rf"^{path}: .*{cause}"):
+        wmh.read_images(case.flair, case.t1, clip_percentiles=CLIP, brain_mask_path=path)
+    with pytest.raises(CaseError, match=rf"^{path}: .*{cause}"):
+        wmh.read_score_pair(case.wmh, path)
 
 
-def test_an_interrupted_write_leaves_the_old_file(case, monkeypatch):
-    before = case.wmh.read_bytes()
-    _, grid = wmh._read(case.wmh, "mask")
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(wmh.os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        wmh.write_volume(case.wmh, np.ones(SHAPE[::-1]), grid, np.uint8)
-    assert case.wmh.read_bytes() == before
-    assert sorted(os.listdir(case.folder)) == ["pre", "wmh.nii.gz"]
-
-
-def test_a_wrong_shape_is_not_written(tmp_path, case):
-    _, grid = wmh._read(case.wmh, "mask")
-    with pytest.raises(ValueError, match="does not fit"):
-        wmh.write_volume(tmp_path / "x.nii.gz", np.ones(SHAPE), grid, np.uint8)
-    assert not (tmp_path / "x.nii.gz").exists()
+def test_a_mask_of_labels_or_of_255_is_a_brain_and_a_full_one_is_noted(case, tmp_path):
+    given = np.zeros(SHAPE)
+    given[3:9, 3:7, 2:4] = 255
+    given[3, 3, 2] = 2035
+    save(tmp_path / "brain.nii", given)
+    volume = wmh.read_images(case.flair, case.t1, clip_percentiles=CLIP, brain_mask_path=tmp_path / "brain.nii")
+    np.testing.assert_array_equal(volume.brain, given.T > 0)
+    assert volume.notes == ()
+    save(tmp_path / "brain.nii", np.ones(SHAPE))
+    volume = wmh.read_images(case.flair, case.t1, clip_percentiles=CLIP, brain_mask_path=tmp_path / "brain.nii")
+    assert volume.notes[0] == "the brain is 100.00% of the volume"
 
 
 RATERS = {
@@ -335,16 +128,23 @@ def test_a_case_without_raters_has_none(case, tmp_path):
         wmh.read_raters(tmp_path / "elsewhere", case, grid)
 
 
-@pytest.mark.parametrize(
-    "damage", ["label 3", "wrong CRC of the mask", "mask of another shape", "mask elsewhere", "NaN in the mask"]
-)
-def test_a_raters_mask_is_checked_like_the_experts(case, tmp_path, damage):
+BAD_MASKS = {
+    "label 3": (lambda p: change(p, (1, 1, 1), 3), "labels other than 0, 1, 2"),
+    "wrong CRC": (flip_crc, "CRC"),
+    "another shape": (lambda p: save(p, scans()[2][:, :, 1:]), "shape"),
+    "elsewhere": (lambda p: save(p, scans()[2], AFFINES["RAS"] * [[1.02], [1], [1], [1]]), "affine"),
+    "NaN": (lambda p: change(p, (5, 5, 3), np.nan), "NaN or Inf"),
+}
+
+
+@pytest.mark.parametrize(("damage", "cause"), BAD_MASKS.values(), ids=BAD_MASKS)
+def test_a_raters_mask_is_checked_like_the_experts(case, tmp_path, damage, cause):
     path = tmp_path / "additional_annotations/observer_o4/training/Utrecht/7/result.nii.gz"
     save(path, scans()[2])
-    _, change_file, cause = BAD[damage]
-    change_file(path)
+    damage(path)
     with pytest.raises(CaseError, match=rf"^{path}: .*{cause}"):
         wmh.read_raters(tmp_path, case, wmh.read_case(case, clip_percentiles=CLIP).grid)
+    assert refusals(tmp_path)["training/Utrecht/7"].startswith(f"{path}: ")
 
 
 def test_two_masks_by_one_observer_are_refused(case, tmp_path):
@@ -382,9 +182,143 @@ def test_a_root_without_cases_is_refused(tmp_path):
 def test_each_case_comes_with_its_volume_or_its_refusal(case, tmp_path):
     broken = tmp_path / "training" / "Utrecht" / "8"
     save(broken / "wmh.nii.gz", scans()[2])
-    (sound, volume), (other, error) = wmh.read_cases(tmp_path, clip_percentiles=CLIP)
+    (sound, volume), (other, error) = wmh.accept_cases(tmp_path, clip_percentiles=CLIP)
     assert sound == case and np.array_equal(volume.image, wmh.read_case(case, clip_percentiles=CLIP).image)
     assert other.subject == "training/Utrecht/8" and str(error) == f"{other.flair}: missing FLAIR (no such file)"
+
+
+SKIPPED = {
+    "a snapshot": (".snapshot/daily", "hidden"),
+    "a bin": (".Trash-0/files", "hidden"),
+    "what fsck found": ("lost+found/#1234", "file system"),
+    "a server's bin": ("#recycle", "file system"),
+    "an archive's shadow": ("__MACOSX", "file system"),
+}
+
+
+@pytest.mark.parametrize(("folder", "cause"), SKIPPED.values(), ids=SKIPPED)
+def test_copies_in_a_hidden_folder_are_no_patients(case, tmp_path, folder, cause):
+    save_case(tmp_path / folder / "Utrecht" / "7")
+    save_case(tmp_path / "training" / folder / "7", seed=8)
+    assert [found.subject for found in wmh.find_cases(tmp_path)] == ["training/Utrecht/7"]
+    top = folder.split("/")[0]
+    assert sorted(line.split(": ")[0] for line in wmh.skipped_folders(tmp_path)) == sorted(
+        str(tmp_path / place / top) for place in ("", "training")
+    )
+    assert all(cause in line for line in wmh.skipped_folders(tmp_path))
+    assert [found.subject for found in wmh.find_cases(tmp_path / folder)] == ["Utrecht/7"]
+
+
+@pytest.mark.parametrize("marker", sorted(wmh.PHANTOM_FILES))
+def test_our_phantoms_are_no_patients_unless_they_are_the_root(case, tmp_path, marker):
+    runs = tmp_path / "runs" / "smoke" / "phantom-1234"
+    save_case(runs / "training" / "Utrecht" / "0", seed=8)
+    at = runs if marker == "phantom_settings.json" else runs / "training" / "Utrecht" / "0"
+    (at / marker).write_text("{}")
+    assert [found.subject for found in wmh.find_cases(tmp_path)] == ["training/Utrecht/7"]
+    assert [line.split(": ")[0] for line in wmh.skipped_folders(tmp_path)] == [str(at)]
+    with pytest.raises(CaseError, match=r"no case found .*phantom"):
+        wmh.find_cases(tmp_path / "runs")
+    (found,) = wmh.find_cases(at)
+    assert found.subject == ("training/Utrecht/0" if at == runs else "0")
+
+
+COPIES = {
+    "all": lambda folder: save_case(folder),
+    "stored otherwise": lambda folder: save_case(folder, dtype=np.int16),
+    "FLAIR": lambda folder: [save_case(folder, seed=8), save(folder / "pre/FLAIR.nii.gz", scans()[0])],
+    "T1": lambda folder: [save_case(folder, seed=8), save(folder / "pre/T1.nii.gz", scans()[1])],
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_one_patient_under_two_names_is_refused_by_both_names(case, tmp_path, copy):
+    copy(tmp_path / "training" / "Utrecht" / "copy of 7")
+    save_case(tmp_path / "training" / "Utrecht" / "8", seed=9)
+    assert refusals(tmp_path).keys() == {"training/Utrecht/copy of 7"}
+    cause = refusals(tmp_path)["training/Utrecht/copy of 7"]
+    assert "copy of 7: the same " in cause and "training/Utrecht/7: one patient under two names" in cause
+
+
+def test_one_image_as_flair_and_t1_is_refused(case):
+    save(case.t1, scans()[0], dtype=np.float64)
+    with pytest.raises(CaseError, match=rf"^{case.t1}: the same image as the FLAIR, {case.flair}$"):
+        wmh.read_case(case, clip_percentiles=CLIP)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
+def test_a_name_that_is_not_utf8_is_refused_as_data(case, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / "training") + b"/M\xfcller/7"))
+    save_case(folder, seed=8)
+    ((subject, cause),) = refusals(tmp_path).items()
+    assert subject == "training/M\udcfcller/7"
+    assert cause == rf"{tmp_path}/training/M\udcfcller/7: the folder's name is not UTF-8: rename it"
+    assert cause.isascii()
+
+
+def test_a_line_break_in_a_name_stays_in_its_line(tmp_path):
+    case = save_case(tmp_path / "a\nb" / "7")
+    case.t1.unlink()
+    (cause,) = refusals(tmp_path).values()
+    assert "\n" not in cause and r"a\nb/7/pre/T1.nii.gz: missing T1" in cause
+
+
+def deny(monkeypatch, *folders: Path) -> None:
+    """As a folder without permission answers, also for root."""
+    listed = os.scandir
+
+    def scandir(path="."):
+        if Path(path) in folders:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_an_unreadable_folder_is_named_and_the_others_are_read(case, tmp_path, monkeypatch):
+    closed, lost = tmp_path / "training" / "closed", tmp_path / "lost+found"
+    for folder in (closed, lost):
+        folder.mkdir()
+    deny(monkeypatch, closed, lost)
+    (_, error), (sound, volume) = wmh.accept_cases(tmp_path, clip_percentiles=CLIP)
+    assert str(error) == f"{closed}: Permission denied" and sound == case and volume.lesion_ml > 0
+    assert wmh.find_cases(tmp_path) == [case]
+    deny(monkeypatch, tmp_path)
+    with pytest.raises(CaseError, match=rf"^{tmp_path}: Permission denied"):
+        wmh.find_cases(tmp_path)
+
+
+def test_an_impossible_quaternion_ends_no_survey(case, tmp_path):
+    broken = save_case(tmp_path / "training" / "Utrecht" / "8", seed=8)
+    save_case(tmp_path / "training" / "Utrecht" / "9", seed=9)
+    rewrite_header(broken.flair, qform_code=1, sform_code=0, quatern_b=7)
+    read = dict(wmh.accept_cases(tmp_path, clip_percentiles=CLIP))
+    assert [isinstance(one, CaseError) for one in read.values()] == [False, True, False]
+    assert str(read[broken]).startswith(f"{broken.flair}: not a readable NIfTI file")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("odd"), MemoryError(), ZeroDivisionError(), np.linalg.LinAlgError("no")]
+)
+def test_no_error_of_one_case_ends_the_survey(case, tmp_path, monkeypatch, error):
+    save_case(tmp_path / "training" / "Utrecht" / "8", seed=8)
+    read_case = wmh.read_case
+
+    def read(one, **how):
+        if one == case:
+            raise error
+        return read_case(one, **how)
+
+    monkeypatch.setattr(wmh, "read_case", read)
+    (_, refused), (_, volume) = wmh.accept_cases(tmp_path, clip_percentiles=CLIP)
+    assert str(refused).startswith(f"{case.folder}: cannot be read ({type(error).__name__}")
+    assert volume.lesion_ml > 0
+
+
+def test_a_lesion_outside_the_brain_is_noted(case):
+    assert wmh.read_case(case, clip_percentiles=CLIP).notes == ()
+    change(case.wmh, (0, 0, 0), 1)
+    assert wmh.read_case(case, clip_percentiles=CLIP).notes == ("33% of the lesion volume lies outside the brain",)
 
 
 @pytest.mark.skipif("PDLIB_REAL_DATA" not in os.environ, reason="PDLIB_REAL_DATA names no folder of real cases")
