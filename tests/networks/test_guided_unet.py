@@ -1,11 +1,8 @@
-from functools import partial
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdlib.kernels import ops, reference
-from pdlib.networks.guided_unet import GuidedUNet, PreparedDenoiser, Upsample
+from pdlib.networks.guided_unet import GuidedUNet, Upsample
 
 PAPER = dict(
     in_channels=3,
@@ -257,90 +254,12 @@ def test_memory_format_and_autocast_change_the_speed_only():
     assert (half.float() - expected).norm() < 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize(
-    "options", [dict(), dict(scale_shift=True, resblock_updown=True), dict(middle_attention=False)]
-)
-def test_a_prepared_network_says_what_the_network_said_then(options):
-    network, (x, _) = random_unet(**options), random_input()
-    t = torch.tensor([3, 71])
-    with torch.no_grad():
-        expected = network(x, t)
-        exact, half = (PreparedDenoiser(network, 100, precision) for precision in ("32-true", "bf16-mixed"))
-        for parameter in network.parameters():
-            parameter.zero_()
-        torch.testing.assert_close(exact(x, t), expected, rtol=1e-5, atol=1e-5)
-        coarse = half(x, t)
-    assert coarse.dtype == torch.float32
-    assert 0 < (coarse - expected).norm() < 0.05 * expected.norm()
-    folded = [layer for layer in exact.network.modules() if isinstance(layer, torch.nn.ConvTranspose2d)]
-    assert len(folded) == (0 if options.get("resblock_updown") else 2)
-    with pytest.raises(IndexError):
-        exact(x, torch.tensor([0, 100]))
-
-
 def test_norm_and_silu_run_in_float32_and_round_once():
     norm = random_unet().out[0]
     x = 5 + torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
     got = norm(x)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, norm(x.float()).bfloat16())
-
-
-def exact_norm(x, weight, bias, shift, residual, silu=True):
-    total = x if residual is None else x + residual
-    y = torch.nn.functional.group_norm(total + shift[:, :, None, None], 32, weight, bias, 1e-5)
-    return torch.nn.functional.silu(y) if silu else y, total
-
-
-@pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("size", [(2, 3), (7, 9), (32, 33)])  # the last is large
-@pytest.mark.parametrize("channels", [32, 64])  # of 32 groups: in a group of one channel the shift makes no difference
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_a_norm_that_learns_nothing_is_near_that_in_float64(dtype, tolerance, channels, size, with_residual):
-    draw = partial(torch.randn, generator=torch.Generator().manual_seed(4))
-    images = (3 + draw(2, channels, *size) for _ in range(2))
-    x, residual = (image.to(dtype).contiguous(memory_format=torch.channels_last) for image in images)
-    weight, bias, shift = draw(channels), draw(channels), draw(2, channels).to(dtype)
-    arguments = {"weight": weight, "bias": bias, "shift": shift, "residual": residual if with_residual else None}
-    how = {"groups": 32, "eps": 1e-5, "silu": True}
-    with torch.no_grad():
-        y, total = ops.group_norm_silu(x, **arguments, **how)
-    doubles = {name: one if one is None else one.double() for name, one in arguments.items()}
-    expected, _ = exact_norm(x.double(), **doubles)
-    assert torch.equal(total, x + residual if with_residual else x) and y.dtype == dtype
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    assert (y - expected).norm() <= tolerance * expected.norm()
-    learned, _ = ops.group_norm_silu(x, **arguments, **how)
-    assert torch.equal(learned, reference.group_norm_silu(x, **arguments, **how)[0]), "another way for training"
-    assert dtype == torch.float32 or not torch.equal(y, learned)
-
-
-@pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize("channels", [64, 96])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_a_large_image_s_norm_learns_as_float64_does(dtype, tolerance, channels, silu):
-    generator = torch.Generator().manual_seed(5)
-    draw = partial(torch.randn, generator=generator)
-    x, residual, dy, dtotal = (draw(3, channels, 33, 47) + mean for mean in (2, 0, 0, 0))
-    arguments = {"x": x, "weight": draw(channels), "bias": draw(channels), "shift": draw(3, channels)}
-    arguments |= {"residual": residual}
-    images = {"x", "shift", "residual"}
-    rounded = {name: value.to(dtype if name in images else torch.float32) for name, value in arguments.items()}
-
-    def gradients(norm, leaves, dtype):
-        leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-        y, total = norm(**leaves)
-        torch.autograd.backward([y, total], [dy.to(dtype), dtotal.to(dtype)])
-        return {name: leaf.grad for name, leaf in leaves.items()}
-
-    def mine(x, weight, bias, shift, residual):
-        x = x.contiguous(memory_format=torch.channels_last)
-        return ops.group_norm_silu(x, weight, bias, groups=32, eps=1e-5, silu=silu, shift=shift, residual=residual)
-
-    doubles = {name: value.double() for name, value in rounded.items()}
-    expected = gradients(partial(exact_norm, silu=silu), doubles, torch.float64)
-    for name, got in gradients(mine, rounded, dtype).items():
-        assert (got - expected[name]).norm() <= tolerance * expected[name].norm(), name
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7)])

@@ -7,7 +7,13 @@ from torch import nn
 
 from pdlib.diffusion.sampler import build_diffusion
 from pdlib.training.bank import Batch
-from pdlib.training.objectives import diffusion_objective, hybrid_objective, one_step_objective
+from pdlib.training.objectives import (
+    build_objective,
+    diffusion_objective,
+    hybrid_objective,
+    one_step_objective,
+    segmentation_objective,
+)
 
 
 def diffusion(prediction, codec="zero_one"):
@@ -101,3 +107,22 @@ def test_the_last_network_of_addpm_learns_the_mask_from_its_own_noise_level(mask
     np.testing.assert_allclose(seen[0][:, -1:], x_t, atol=1e-5)
     assert seen[0].shape[1] == (1 if mask_only else 3) and (mask_only or torch.equal(seen[0][:, :2], image))
     assert loss.item() == pytest.approx(np.mean((x_t - mask.double().numpy()) ** 2), rel=1e-4)
+
+
+def test_objectives_by_name():
+    batch = Batch(torch.randn(2, 2, 8, 8), torch.ones(2, 1, 8, 8), 0, torch.Generator().manual_seed(0))
+
+    class Drawing(nn.Module):
+        latent = 6
+
+        def forward(self, image, mask, fresh):
+            return image[:, :1], fresh.square().sum(dim=1)
+
+    parts = build_objective("probabilistic", beta=1.0, warmup_steps=1)(Drawing(), batch)
+    assert parts.keys() == {"reconstruction_loss", "kl_loss"}
+    network = nn.Conv2d(2, 1, 1)
+    built = build_objective("segmentation", loss="ce")(network, batch)["train_loss"]
+    by_hand = segmentation_objective(nn.functional.binary_cross_entropy_with_logits)(network, batch)["train_loss"]
+    assert torch.equal(built, by_hand)
+    with pytest.raises(ValueError, match="unknown objective 'elbo'; known: probabilistic, segmentation"):
+        build_objective("elbo")
