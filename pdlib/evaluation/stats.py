@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+ROUNDING = 16 * np.finfo(float).eps  # of a score that a handful of operations made, in units of itself or of 1
+
 
 def mean_interval(values: ArrayLike, *, resamples: int, confidence: float, seed: int) -> dict[str, float]:
     """The mean over subjects and its bootstrap percentile interval (Efron 1979).
@@ -27,22 +29,30 @@ def paired_comparison(
 
     values_a, values_b [N], the same subject at the same place. A pair with a NaN on either side is undefined: left out
     and counted. Keys: n, n_undefined, mean_difference, low, high, p_value. Equal everywhere: interval [0, 0], p 1; with
-    fewer than two defined pairs interval and p are NaN. Equal pairs do not enter the ranks (Wilcoxon 1945).
+    fewer than two defined pairs interval and p are NaN. Equal pairs do not enter the ranks (Wilcoxon 1945). What
+    differs by rounding is equal: `differences`.
     ValueError: arrays that are not one-dimensional, of different length, or infinite.
     """
     a, b = _vector("values_a", values_a), _vector("values_b", values_b)
     if a.size != b.size:
         raise ValueError(f"values_b: {b.size} values do not pair with {a.size}")
-    interval = mean_interval(a - b, resamples=resamples, confidence=confidence, seed=seed)
-    difference = (a - b)[~np.isnan(a - b)]
+    difference = differences(a, b)
+    interval = mean_interval(difference, resamples=resamples, confidence=confidence, seed=seed)
     return {
         "n": interval["n"],
         "n_undefined": interval["n_undefined"],
         "mean_difference": interval["mean"],
         "low": interval["low"],
         "high": interval["high"],
-        "p_value": _wilcoxon(difference),
+        "p_value": _wilcoxon(difference[~np.isnan(difference)], ROUNDING * np.nanmax(np.abs([a, b]), initial=1)),
     }
+
+
+def differences(values_a: ArrayLike, values_b: ArrayLike) -> NDArray[np.float64]:
+    """a - b [N], and exactly 0 where that is below rounding: scores are computed, so 0.1 + 0.2 may stand for 0.3."""
+    a, b = np.asarray(values_a, float), np.asarray(values_b, float)
+    difference = a - b
+    return np.where(np.abs(difference) <= ROUNDING * np.maximum(1, np.maximum(np.abs(a), np.abs(b))), 0.0, difference)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -71,11 +81,17 @@ def _bootstrap(values: NDArray, resamples: int, confidence: float, seed: int) ->
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def _wilcoxon(difference: NDArray) -> float:
+def _wilcoxon(difference: NDArray, rounding: float) -> float:
+    """The p-value; differences whose sizes lie within `rounding` of each other share a rank."""
     if difference.size < 2:
         return np.nan
     nonzero = difference[difference != 0]
-    return float(stats.wilcoxon(nonzero).pvalue) if nonzero.size else 1.0
+    if not nonzero.size:
+        return 1.0
+    sizes = np.sort(np.abs(nonzero))
+    firsts = sizes[np.r_[True, np.diff(sizes) > rounding]]  # the smallest of each run of equal sizes
+    shared = firsts[np.searchsorted(firsts, np.abs(nonzero), side="right") - 1]
+    return float(stats.wilcoxon(np.copysign(shared, nonzero)).pvalue)
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from pdlib.evaluation.stats import holm, mean_interval, paired_comparison
+from pdlib.evaluation.stats import differences, holm, mean_interval, paired_comparison
 
 HOW = {"resamples": 2000, "confidence": 0.95, "seed": 0}
 
@@ -94,3 +94,24 @@ def test_holm_by_hand():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_differs_by_rounding_is_equal():
+    a = np.array([0.1 + 0.2, 0.7, 1 / 3 + 1 / 3 + 1 / 3, 0.5])
+    b = np.array([0.3, 0.8 - 0.1, 1.0, 0.5])
+    assert ((a - b) != 0).any() and (differences(a, b) == 0).all()
+    same = paired_comparison(a, b, **HOW)
+    assert (same["mean_difference"], same["low"], same["high"], same["p_value"]) == (0, 0, 0, 1)
+    np.testing.assert_array_equal(differences([0.3, np.nan, 1e6], [0.2, 1, 1e6 + 1]), [0.3 - 0.2, np.nan, -1])
+
+
+def test_sizes_that_differ_by_rounding_share_a_rank():
+    a, b = np.array([0.3, 0.1, 1.1, 0.9, 0.4]), np.array([0.2, 0.0, 1.0, 0.1, 0.5])
+    assert len(set(np.abs(a - b))) > 2
+    assert paired_comparison(a, b, **HOW)["p_value"] == pytest.approx(enumerate_signs(np.round(a - b, 9)))
+    assert paired_comparison(1000 * a, 1000 * b, **HOW)["p_value"] == paired_comparison(a, b, **HOW)["p_value"]
+
+
+def test_a_small_difference_is_no_rounding():
+    b = np.linspace(0.3, 0.9, 12)
+    assert paired_comparison(b + 1e-12, b, **HOW)["p_value"] == pytest.approx(2 / 2**12)
