@@ -75,7 +75,7 @@ def _provenance(place: Layout) -> str:
 
 
 def _aimed_at(device: str, steps: pd.DataFrame) -> str:
-    """How far a step is from what it was to be, and what most of it is spent on."""
+    """How fast a step is beside what was aimed at, and the operator that takes most of a network call."""
     quickest = steps.groupby("system").median_s.min()
     beside_reference = quickest["reference"] / quickest["pdlib"]
     beside_libraries = quickest[["diffusers", "MONAI"]].min() / quickest["pdlib"]
