@@ -10,102 +10,90 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import StrictFloat, StrictInt
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from scipy.special import expit
 
-from pdlib.data.recipe import from_mapping
+from pdlib.data.recipe import Range, Recipe
 
+Colour = tuple[StrictFloat, StrictFloat, StrictFloat]  # red, green, blue
 CLASSES = ("disc", "cup")  # the channels of every mask
 VESSEL_STEP = 0.005  # between two points of a vessel; below a pixel of any crop up to 200 pixels wide
 BEYOND = 0.75  # from the centre of the disc: no longer in the crop
 
 
-@dataclass(frozen=True)
-class FundusRater:
+class FundusRater(Recipe):
     """One simulated observer: how much larger they draw, and how much their hand scatters, in the log radius."""
 
-    disc_bias: float
-    cup_bias: float
-    disc_noise: float
-    cup_noise: float
+    disc_bias: StrictFloat
+    cup_bias: StrictFloat
+    disc_noise: StrictFloat
+    cup_noise: StrictFloat
 
 
-@dataclass(frozen=True)
-class CupRatio:
+class CupRatio(Recipe):
     """The law of the vertical cup-to-disc ratio: a normal one, clipped."""
 
-    mean: float
-    sd: float
-    low: float
-    high: float
+    mean: StrictFloat
+    sd: StrictFloat
+    low: StrictFloat
+    high: StrictFloat
 
 
-@dataclass(frozen=True)
-class FundusParameters:
-    """All that shapes the photographs. Ranges are [low, high] of a uniform draw per subject; colours are RGB."""
+class FundusParameters(Recipe):
+    """All that shapes the photographs. A Range is drawn from uniformly for each subject; colours are RGB."""
 
-    raters: Sequence[Mapping[str, Any]]
-    rater_orders: int
+    raters: tuple[FundusRater, ...]
+    rater_orders: StrictInt
     # shape
-    disc_width: Sequence[float]
-    disc_height: Sequence[float]
-    disc_irregularity: float
-    cup_ratio: Mapping[str, Any]
-    cup_width: Sequence[float]
-    cup_irregularity: float
-    cup_shift: float
-    shape_orders: int
-    centre_jitter: float
+    disc_width: Range
+    disc_height: Range
+    disc_irregularity: StrictFloat
+    cup_ratio: CupRatio
+    cup_width: Range
+    cup_irregularity: StrictFloat
+    cup_shift: StrictFloat
+    shape_orders: StrictInt
+    centre_jitter: StrictFloat
     # edges
-    disc_edge: float
-    cup_edge: float
-    ambiguity: float
+    disc_edge: StrictFloat
+    cup_edge: StrictFloat
+    ambiguity: StrictFloat
     # colours
-    fundus_dark: Sequence[float]
-    fundus_light: Sequence[float]
-    rim_colour: Sequence[float]
-    cup_colour: Sequence[float]
-    cup_contrast: Sequence[float]
-    vein_colour: Sequence[float]
-    artery_colour: Sequence[float]
+    fundus_dark: Colour
+    fundus_light: Colour
+    rim_colour: Colour
+    cup_colour: Colour
+    cup_contrast: Range
+    vein_colour: Colour
+    artery_colour: Colour
     # crescent
-    crescent_chance: float
-    crescent_width: Sequence[float]
-    crescent_colour: Sequence[float]
-    crescent_contrast: Sequence[float]
-    crescent_edge: float
-    crescent_tilt_degrees: float
+    crescent_chance: StrictFloat
+    crescent_width: Range
+    crescent_colour: Colour
+    crescent_contrast: Range
+    crescent_edge: StrictFloat
+    crescent_tilt_degrees: StrictFloat
     # vessels
-    vessels_per_side: int
-    vessel_origin: float
-    vessel_spread_degrees: float
-    vessel_width: Sequence[float]
-    vessel_bend_degrees: float
-    vessel_wander_degrees: float
-    vessel_branches: float
-    vessel_branch_degrees: Sequence[float]
-    vessel_branch_width: float
-    vessel_edge: float
-    vessel_opacity: float
+    vessels_per_side: StrictInt
+    vessel_origin: StrictFloat
+    vessel_spread_degrees: StrictFloat
+    vessel_width: Range
+    vessel_bend_degrees: StrictFloat
+    vessel_wander_degrees: StrictFloat
+    vessel_branches: StrictFloat
+    vessel_branch_degrees: Range
+    vessel_branch_width: StrictFloat
+    vessel_edge: StrictFloat
+    vessel_opacity: StrictFloat
     # camera
-    vignette: Sequence[float]
-    light_offset: float
-    texture: float
-    texture_width: float
-    blur: float
-    noise: float
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> "FundusParameters":
-        """Check every key, also inside `raters` and `cup_ratio`. Raises ValueError."""
-        where = "fundus parameters"
-        found = from_mapping(cls, mapping, where)
-        nested = {
-            "raters": tuple(from_mapping(FundusRater, rater, f"{where}: raters") for rater in found.raters),
-            "cup_ratio": from_mapping(CupRatio, found.cup_ratio, f"{where}: cup_ratio"),
-        }
-        return cls(**{**mapping, **nested})
+    vignette: Range
+    light_offset: StrictFloat
+    texture: StrictFloat
+    texture_width: StrictFloat
+    blur: StrictFloat
+    noise: StrictFloat
 
 
 @dataclass(frozen=True, eq=False)

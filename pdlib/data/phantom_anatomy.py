@@ -2,114 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from pydantic import StrictFloat, StrictInt
 from scipy import ndimage
 from scipy.sparse import csr_array
 
-from pdlib.data.recipe import from_mapping
+from pdlib.data.recipe import Numbers, Range, Recipe
 
 TOUCHING = np.ones((3, 3, 3), bool)
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(Recipe):
     """One scanner: where its cases go, its grid (x, y, z), how its header is turned, and how its images look."""
 
     folder: str
-    first_id: int
-    matrix: Sequence[int]
-    spacing_mm: Sequence[float]
+    first_id: StrictInt
+    matrix: tuple[StrictInt, StrictInt, StrictInt]
+    spacing_mm: tuple[StrictFloat, StrictFloat, StrictFloat]
     orientation: str  # towards which side each stored axis grows, e.g. "LPS"
-    tilt_degrees: float
-    flair_white: float
-    t1_white: float
-    noise: float
-    bias: float
-    gm_flair_shift: float
+    tilt_degrees: StrictFloat
+    flair_white: StrictFloat
+    t1_white: StrictFloat
+    noise: StrictFloat
+    bias: StrictFloat
+    gm_flair_shift: StrictFloat
 
 
-@dataclass(frozen=True)
-class Rater:
+class Rater(Recipe):
     """One simulated observer: where their files go, how much larger they draw, and how much they scatter."""
 
     folder: str
-    log_size_bias: float
-    log_size_jitter: float
-    boundary_noise: float
-    missed_size_mm3: float
+    log_size_bias: StrictFloat
+    log_size_jitter: StrictFloat
+    boundary_noise: StrictFloat
+    missed_size_mm3: StrictFloat
 
 
-@dataclass(frozen=True)
-class PhantomParameters:
-    """All that shapes the phantom. Ranges are [low, high] of a uniform draw per subject unless said otherwise."""
+class PhantomParameters(Recipe):
+    """All that shapes the phantom. A Range is drawn from uniformly for each subject, but for *_log_mm3: mu, sigma."""
 
-    sites: Sequence[Mapping[str, Any]]
-    raters: Sequence[Mapping[str, Any]]
+    sites: tuple[Site, ...]
+    raters: tuple[Rater, ...]
     # anatomy
-    scale: Sequence[float]
-    rotation_degrees: float
-    warp_mm: float
-    warp_knots_mm: float
-    ventricle_growth_mm: Sequence[float]
-    tissue_sharpness: float
+    scale: Range
+    rotation_degrees: StrictFloat
+    warp_mm: StrictFloat
+    warp_knots_mm: StrictFloat
+    ventricle_growth_mm: Range
+    tissue_sharpness: StrictFloat
     # contrast, in units of white matter
-    flair_gm: Sequence[float]
-    flair_csf: Sequence[float]
-    flair_lesion_quantiles: Sequence[float]
-    t1_gm: Sequence[float]
-    t1_csf: Sequence[float]
-    t1_lesion: Sequence[float]
-    white_matter_texture: float
-    texture_knots_mm: float
+    flair_gm: Range
+    flair_csf: Range
+    flair_lesion_quantiles: Numbers
+    t1_gm: Range
+    t1_csf: Range
+    t1_lesion: Range
+    white_matter_texture: StrictFloat
+    texture_knots_mm: StrictFloat
     # lesions
-    case_volume_quantiles_ml: Sequence[float]
-    case_count_quantiles: Sequence[float]
-    count_scatter: float
-    large_weight: float
-    small_log_mm3: Sequence[float]
-    large_log_mm3: Sequence[float]
-    near_ventricle_small: float
-    near_ventricle_large: float
-    deep_decay_mm: float
-    cortex_margin_mm: float
-    boundary_noise: float
-    boundary_knots_mm: float
-    image_log_size_jitter: float
-    lesion_contrast_scatter: float
-    edge_mm: float
+    case_volume_quantiles_ml: Numbers
+    case_count_quantiles: Numbers
+    count_scatter: StrictFloat
+    large_weight: StrictFloat
+    small_log_mm3: Range
+    large_log_mm3: Range
+    near_ventricle_small: StrictFloat
+    near_ventricle_large: StrictFloat
+    deep_decay_mm: StrictFloat
+    cortex_margin_mm: StrictFloat
+    boundary_noise: StrictFloat
+    boundary_knots_mm: StrictFloat
+    image_log_size_jitter: StrictFloat
+    lesion_contrast_scatter: StrictFloat
+    edge_mm: StrictFloat
     # distractors
-    halo_gain: float
-    halo_mm: float
-    rim_gain: Sequence[float]
-    rim_mm: Sequence[float]
-    dirty_gain: Sequence[float]
-    dirty_t1_loss: float
-    cortex_gain: Sequence[float]
-    flow_gain: Sequence[float]
-    patch_knots_mm: float
-    patch_threshold: float
+    halo_gain: StrictFloat
+    halo_mm: StrictFloat
+    rim_gain: Range
+    rim_mm: Range
+    dirty_gain: Range
+    dirty_t1_loss: StrictFloat
+    cortex_gain: Range
+    flow_gain: Range
+    patch_knots_mm: StrictFloat
+    patch_threshold: StrictFloat
     # other pathology
-    stroke_ml: Sequence[float]
-    stroke_flair: Sequence[float]
-    stroke_t1: Sequence[float]
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> PhantomParameters:
-        """Check every key, also inside `sites` and `raters`. Raises ValueError."""
-        parameters = from_mapping(cls, mapping, "phantom parameters")
-        nested = {
-            "sites": tuple(from_mapping(Site, site, "phantom parameters: sites") for site in parameters.sites),
-            "raters": tuple(from_mapping(Rater, rater, "phantom parameters: raters") for rater in parameters.raters),
-        }
-        return cls(**{**mapping, **nested})
+    stroke_ml: Range
+    stroke_flair: Range
+    stroke_t1: Range
 
 
 class Anatomy(NamedTuple):

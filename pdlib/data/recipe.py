@@ -1,14 +1,24 @@
-"""Recipes of configs/phantom*.yaml as dataclasses: every key is needed, none is ignored."""
+"""Recipes of configs/phantom*.yaml: every key is needed, none is ignored, each has its type."""
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, StrictFloat, ValidationError
+
+Range = tuple[StrictFloat, StrictFloat]  # [low, high] of a uniform draw, unless said otherwise
+Numbers = tuple[StrictFloat, ...]
 
 
-def from_mapping(kind: type, mapping: Mapping[str, Any], where: str):
-    """Build the dataclass `kind`, or raise ValueError naming each key that is missing or unknown."""
-    wanted = {field.name for field in fields(kind)}
-    missing, unknown = sorted(wanted - set(mapping)), sorted(set(mapping) - wanted)
-    if missing or unknown:
-        raise ValueError(f"{where}: missing keys {missing}, unknown keys {unknown}")
-    return kind(**mapping)
+class Recipe(BaseModel):
+    """A part of a recipe, checked and frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """The recipe of a YAML file's content; ValueError: one line with the path of each key at fault."""
+        try:
+            return cls.model_validate(mapping)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ValueError(f"{cls.__name__}: {'; '.join(faults)}") from None
