@@ -1,414 +1,199 @@
-"""The graph of notebook runs: papermill for each job, cached and resumable. `make reproduce` calls it."""
+"""The graph of notebook runs: papermill for each job, cached and resumable. `make reproduce` calls it.
+
+What waits for what is `workflow.graph`; what a job leaves behind stands here. Every path is relative to the output root,
+the working directory: what a user calls a folder never meets Snakemake's braces.
+"""
 
 import json
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
-from pdlib.methods import SCORED, jobs
-from pdlib.paths import BENCHMARKS, CONFIGS, NOTEBOOKS, QUESTIONS, layout, measured_devices
-from pdlib.workflow import IN_WORKFLOW, load_profile
+from pdlib.methods import SCORED
+from pdlib.paths import BENCHMARKS, CONFIGS, NOTEBOOKS, PROFILE_JOBS, QUESTIONS, SHARED_JOBS, measured_devices
+from pdlib.profiles import load_profile
+from pdlib.workflow import IN_WORKFLOW, cells_digest, graph, place_of, sections_read
 
-PROFILE = config.get("profile", "cpu")
-SETTINGS = load_profile(PROFILE)
-FOLD = int(config.get("fold", SETTINGS["common"]["fold"]))
-PLACE = layout(PROFILE, config.get("out", ""), FOLD)
-SHARED = {"profile": PROFILE, "out": str(PLACE.out)}
-THREADS = SETTINGS["threads"]
-PYTHON = sys.executable
-
-ARCHITECTURES = SETTINGS["02_train_segmenters"].pop("architectures")
-PRESEGMENTER = SETTINGS["04_compare_methods"]["presegmenter"]
-COMPARED = SETTINGS["04_compare_methods"]
-NEEDED = jobs(COMPARED["methods"], presegmenter=PRESEGMENTER, deep_ensemble_seeds=COMPARED["deep_ensemble_seeds"])
-TDPM_T_PRIMES = SETTINGS["03_train_ddpm"]["tdpm"]["t_primes"]
-T_PRIMES = SETTINGS["05_sweep_t_prime"]["t_primes"]
-SOLVED = SETTINGS["10_fewer_calls"]["starts"]
-
-if config.get("data") and not os.path.isdir(config["data"]):
-    raise WorkflowError(f"DATA={config['data']}: no such folder")
+ASKED = json.loads(Path(os.environ["PDLIB_GRAPH"]).read_text(encoding="utf-8"))
+CHANGED = load_profile(ASKED["profile"], ASKED["changes"])
+FOLD = ASKED["fold"]
+PLACE = replace(place_of(CHANGED, ASKED["out"], FOLD), out=Path())
+# Data and networks that the changes leave alone are the profile's own, made by its own settings.
+OWN = CHANGED if PLACE.own_networks else load_profile(ASKED["profile"])
+TRAINED = PLACE.trained
+GRAPH = graph(CHANGED)
+SPEED = [f"speed_{device}" for device in measured_devices()]
 
 
-def notebook(name):
-    """The notebook as an input: editing it reruns its jobs."""
-    return str(NOTEBOOKS / f"{name}.ipynb")
-
-
-def done(job):
-    return str(PLACE.done(job))
-
-
-def executed(job):
-    return str(PLACE.executed(job))
-
-
-def settings(name, **more):
-    """The profile's parameters of a notebook, with the fold and those of the job, as JSON."""
-    own = {"fold": FOLD} if "fold" in SETTINGS[name] else {}
-    return json.dumps(SHARED | SETTINGS[name] | own | more)
-
-
-def training_table(name):
-    return str(PLACE.results / "training" / f"{name}.csv")
+def profile_of(notebook):
+    return OWN if notebook in PROFILE_JOBS else CHANGED
 
 
 def both(folder, *names):
     return [str(folder / name) for name in names]
 
 
-# A notebook as a job: OMP_NUM_THREADS is the job's, so that the same profile computes the same numbers anywhere.
-ENVIRONMENT = f"{IN_WORKFLOW}=1 OMP_NUM_THREADS={{threads}}"
-RUN = ENVIRONMENT + " {PYTHON} -m pdlib.workflow {params.name} {log:q} {params.parameters:q}"
+def pictures(*names):
+    return both(PLACE.figures, *(f"{name}.{kind}" for name in names for kind in ("png", "pdf")))
 
 
-# Jobs wait for marks in runs/, not for results: these are committed, and come without the weights behind them.
-PREPARED = done("01_prepare_data")
-DENOISER = done("03_train_ddpm")
-TRAINED = [done(job) for job in NEEDED]
-COMPARED_JOBS = [done(job) for job in SCORED]
+def tables(*names):
+    return both(PLACE.figures, *(f"{name}.{kind}" for name in names for kind in ("csv", "md")))
 
 
-# What `make bench` has measured, for notebook 09: on the CPU, and on a GPU where there was one.
-MEASURED = [str(BENCHMARKS / f"bench_{name}_{device}.csv") for device in measured_devices() for name in QUESTIONS]
-SPEED = [both(PLACE.shared.figures, f"speed_{device}.png", f"speed_{device}.pdf") for device in measured_devices()]
+def results(*names):
+    return both(PLACE.results, *(f"{name}.csv" for name in names))
+
+
+def trainings(*names):
+    return both(TRAINED.results / "training", *(f"{name}.csv" for name in names))
+
+
+def outputs(job):
+    """What a job leaves behind beside its mark and its executed notebook."""
+    if job.startswith("02_train_segmenters."):
+        return trainings(job.partition(".")[2])
+    return {
+        "01_prepare_data": [str(PLACE.cases), str(PLACE.folds)],
+        "03_train_ddpm": trainings("denoiser", *(TDPM if "tdpm" in OWN.rows else [])),
+        "12_wolleb2021": trainings("wolleb2021", "wolleb2021_rules"),
+        "04_compare_methods": pictures("fig1", "fig2", "scores")
+        + tables("table1", "table1_by_site")
+        + results("table1_scores"),
+        "05_sweep_t_prime": pictures("fig3") + results("t_prime_scores"),
+        "06_ensemble_size": pictures("fig4", "agreement")
+        + tables("agreement")
+        + results("ensemble_scores", "agreement_scores"),
+        "07_preseg_accuracy": tables("table2") + results("preseg_scores", "preseg_checkpoints"),
+        "08_truncate_both_ends": pictures("truncation")
+        + tables("truncation")
+        + results("truncation_scores", "truncation_grid")
+        + (tables("fundus") + results("fundus_scores") if CHANGED.fundus else []),
+        "09_read_the_kernels": both(TRAINED.shared.figures, *(f"{n}.{k}" for n in SPEED for k in ("png", "pdf"))),
+        "10_fewer_calls": pictures("fewer_calls") + tables("fewer_calls") + results("fewer_calls_scores"),
+        "11_claims": tables("claims"),
+    }.get(job, [])
+
+
+TDPM = ["tdpm_states", *(f"tdpm_{t_prime:04d}" for t_prime in OWN.tdpm.t_primes)]
+
+
+def as_it_is(value):
+    """As a function of wildcards: in what one returns, Snakemake takes no braces for a wildcard."""
+    return lambda wildcards: value
+
+
+def files(job):
+    """The files outside the output root that a job reads."""
+    read = []
+    if job == "01_prepare_data" and not ASKED["data"]:
+        read = [CONFIGS / "phantom.yaml"]
+    elif job == "08_truncate_both_ends" and CHANGED.fundus:
+        read = [CONFIGS / "phantom_fundus.yaml"]
+    elif job == "09_read_the_kernels":
+        read = [BENCHMARKS / f"bench_{name}_{device}.csv" for device in measured_devices() for name in QUESTIONS]
+    return as_it_is([str(path) for path in read])
+
+
+def knobs(job):
+    """A job's own parameters: what tells it from the other runs of its notebook."""
+    notebook, _, what = job.partition(".")
+    if not what:
+        return {"01_prepare_data": {"data": ASKED["data"]}, "13_all_folds": {"test_folds": EVERY_FOLD}}.get(job, {})
+    if notebook == "02_train_segmenters":
+        architecture, _, seed = what.rpartition("_")
+        return {"architecture": architecture, "seed": int(seed)}
+    return {"t_primes": [int(what)]} if notebook == "05_sweep_t_prime" else {"starts": [what]}
+
+
+def parameters(job):
+    """The parameters of a papermill run, and what else makes it run again: the settings and the code that it reads."""
+    notebook = job.partition(".")[0]
+    profile = profile_of(notebook)
+    given = {"profile": profile.name, "out": ASKED["out"]}
+    given |= {} if notebook == "09_read_the_kernels" else {"changes": profile.changes}
+    given |= {} if notebook in SHARED_JOBS else {"fold": FOLD}
+    return {
+        "notebook": notebook,
+        "given": as_it_is(json.dumps(given | knobs(job))),
+        "reads": as_it_is(json.dumps(sections_read(job, profile), sort_keys=True)),
+        "code": cells_digest(NOTEBOOKS / f"{notebook}.ipynb"),
+    }
+
+
+def threads(job):
+    machine = CHANGED.machine
+    return machine.workers if job == "01_prepare_data" else machine.threads
+
+
+def gpus(job):
+    return 0 if job in ("01_prepare_data", "11_claims", "13_all_folds") else CHANGED.machine.gpus_per_job
+
+
+def urgency(job):
+    """What many wait for comes first."""
+    notebook, _, what = job.partition(".")
+    first = {"03_train_ddpm": 100, "12_wolleb2021": 90, "08_truncate_both_ends": 60}
+    return first.get(notebook, 50 if what and notebook != "02_train_segmenters" else 0)
+
+
+def done(*jobs):
+    """Marks of jobs. Jobs wait for them, not for results: these are committed, and come without the weights behind them."""
+    return [str(PLACE.done(job)) for job in jobs]
+
+
+EVERY_FOLD = list(range(CHANGED.data.folds))
+ALL_FOLDS = PLACE.shared.figures / "all_folds"
+PYTHON = sys.executable
+# OMP_NUM_THREADS is the job's, so that the same profile computes the same numbers anywhere.
+RUN = (
+    f"{IN_WORKFLOW}=1 OMP_NUM_THREADS={{threads}} OMP_WAIT_POLICY=PASSIVE "
+    "{PYTHON:q} -m pdlib.workflow {params.notebook:q} {log:q} {params.given:q}"
+)
 
 
 rule all:
     input:
-        both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf"))),
-        both(PLACE.figures, *(f"table{n}.{kind}" for n in (1, "1_by_site", 2) for kind in ("csv", "md"))),
-        both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
-        both(PLACE.figures, "fundus.csv", "fundus.md"),
-        both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
-        both(PLACE.figures, *(f"agreement.{kind}" for kind in ("png", "pdf", "csv", "md"))),
-        both(PLACE.figures, "claims.csv", "claims.md"),
-        SPEED,
-        COMPARED_JOBS,
-        TRAINED,
+        done(*GRAPH),
+        [path for job in GRAPH for path in outputs(job)],
 
 
-rule prepare_data:
-    input:
-        notebook("01_prepare_data"),
-        [] if config.get("data") else str(CONFIGS / "phantom.yaml"),
-    output:
-        touch(PREPARED),
-        str(PLACE.cases),
-        str(PLACE.folds),
-    log:
-        executed("01_prepare_data"),
-    params:
-        name="01_prepare_data",
-        parameters=settings("01_prepare_data", data=config.get("data", "")),
-    threads: SETTINGS["01_prepare_data"]["workers"]
-    shell:
-        RUN
+for job in GRAPH:
 
-
-rule train_segmenter:
-    input:
-        notebook("02_train_segmenters"),
-        PREPARED,
-    output:
-        touch(done("02_train_segmenters.{architecture}_{seed}")),
-        training_table("{architecture}_{seed}"),
-    wildcard_constraints:
-        architecture="|".join(ARCHITECTURES),
-        seed=r"\d+",
-    log:
-        executed("02_train_segmenters.{architecture}_{seed}"),
-    params:
-        name="02_train_segmenters",
-        parameters=lambda wildcards: settings(
-            "02_train_segmenters",
-            architecture=wildcards.architecture,
-            network=ARCHITECTURES[wildcards.architecture],
-            seed=int(wildcards.seed),
-        ),
-    threads: THREADS
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule train_denoiser:
-    input:
-        notebook("03_train_ddpm"),
-        PREPARED,
-    output:
-        touch(DENOISER),
-        training_table("denoiser"),
-        training_table("tdpm_states"),
-        [training_table(f"tdpm_{t_prime:04d}") for t_prime in TDPM_T_PRIMES],
-    log:
-        executed("03_train_ddpm"),
-    params:
-        name="03_train_ddpm",
-        parameters=settings("03_train_ddpm"),
-    threads: THREADS
-    priority: 100
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule train_wolleb2021:
-    input:
-        notebook("12_wolleb2021"),
-        PREPARED,
-    output:
-        touch(done("12_wolleb2021")),
-        training_table("wolleb2021"),
-        training_table("wolleb2021_rules"),
-    log:
-        executed("12_wolleb2021"),
-    params:
-        name="12_wolleb2021",
-        parameters=settings("12_wolleb2021"),
-    threads: THREADS
-    priority: 90
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule sample_t_prime:
-    input:
-        notebook("05_sweep_t_prime"),
-        DENOISER,
-        done(f"02_train_segmenters.{PRESEGMENTER}_0"),
-    output:
-        touch(done("05_sweep_t_prime.{t_prime}")),
-    wildcard_constraints:
-        t_prime=r"\d+",
-    log:
-        executed("05_sweep_t_prime.{t_prime}"),
-    params:
-        name="05_sweep_t_prime",
-        parameters=lambda wildcards: settings("05_sweep_t_prime", t_primes=[int(wildcards.t_prime)]),
-    threads: THREADS
-    priority: 50
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-POINTS = [done(f"05_sweep_t_prime.{t_prime}") for t_prime in T_PRIMES]
-
-
-rule truncate_both_ends:
-    input:
-        notebook("08_truncate_both_ends"),
-        str(CONFIGS / "phantom_fundus.yaml"),
-        DENOISER,
-        done(f"02_train_segmenters.{PRESEGMENTER}_0"),
-    output:
-        touch(done("08_truncate_both_ends")),
-        both(PLACE.figures, "truncation.png", "truncation.pdf", "truncation.csv", "truncation.md"),
-        both(PLACE.figures, "fundus.csv", "fundus.md"),
-        str(PLACE.results / "truncation_scores.csv"),
-        str(PLACE.results / "truncation_grid.csv"),
-        str(PLACE.results / "fundus_scores.csv"),
-    log:
-        executed("08_truncate_both_ends"),
-    params:
-        name="08_truncate_both_ends",
-        parameters=settings("08_truncate_both_ends"),
-    threads: THREADS
-    priority: 60
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-def networks_of(methods):
-    """Marks of the trainings that rows of Table 1 begin with and sample by."""
-    return [done(job) for job in jobs(methods, presegmenter=PRESEGMENTER, deep_ensemble_seeds=[])]
-
-
-rule sample_fewer_calls:
-    input:
-        notebook("10_fewer_calls"),
-        lambda wildcards: networks_of([wildcards.start]),
-    output:
-        touch(done("10_fewer_calls.{start}")),
-    wildcard_constraints:
-        start="|".join(SOLVED),
-    log:
-        executed("10_fewer_calls.{start}"),
-    params:
-        name="10_fewer_calls",
-        parameters=lambda wildcards: settings("10_fewer_calls", starts=[wildcards.start]),
-    threads: THREADS
-    priority: 50
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule fewer_calls:
-    input:
-        notebook("10_fewer_calls"),
-        [done(f"10_fewer_calls.{start}") for start in SOLVED],
-    output:
-        touch(done("10_fewer_calls")),
-        both(PLACE.figures, "fewer_calls.png", "fewer_calls.pdf", "fewer_calls.csv", "fewer_calls.md"),
-        str(PLACE.results / "fewer_calls_scores.csv"),
-    log:
-        executed("10_fewer_calls"),
-    params:
-        name="10_fewer_calls",
-        parameters=settings("10_fewer_calls"),
-    threads: THREADS
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule compare_methods:
-    input:
-        notebook("04_compare_methods"),
-        POINTS,
-        TRAINED,
-    output:
-        touch(done("04_compare_methods")),
-        both(PLACE.figures, *(f"fig{n}.{kind}" for n in (1, 2) for kind in ("png", "pdf"))),
-        both(PLACE.figures, "table1.csv", "table1.md", "table1_by_site.csv", "table1_by_site.md"),
-        str(PLACE.results / "table1_scores.csv"),
-    log:
-        executed("04_compare_methods"),
-    params:
-        name="04_compare_methods",
-        parameters=settings("04_compare_methods"),
-    threads: THREADS
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule sweep_t_prime:
-    input:
-        notebook("05_sweep_t_prime"),
-        POINTS,
-    output:
-        touch(done("05_sweep_t_prime")),
-        both(PLACE.figures, "fig3.png", "fig3.pdf"),
-        str(PLACE.results / "t_prime_scores.csv"),
-    log:
-        executed("05_sweep_t_prime"),
-    params:
-        name="05_sweep_t_prime",
-        parameters=settings("05_sweep_t_prime"),
-    threads: THREADS
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule ensemble_size:
-    input:
-        notebook("06_ensemble_size"),
-        POINTS,
-        TRAINED,
-    output:
-        touch(done("06_ensemble_size")),
-        both(PLACE.figures, "fig4.png", "fig4.pdf", *(f"agreement.{kind}" for kind in ("png", "pdf", "csv", "md"))),
-        str(PLACE.results / "ensemble_scores.csv"),
-        str(PLACE.results / "agreement_scores.csv"),
-    log:
-        executed("06_ensemble_size"),
-    params:
-        name="06_ensemble_size",
-        parameters=settings("06_ensemble_size"),
-    threads: THREADS
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule preseg_accuracy:
-    input:
-        notebook("07_preseg_accuracy"),
-        POINTS,
-    output:
-        touch(done("07_preseg_accuracy")),
-        both(PLACE.figures, "table2.csv", "table2.md"),
-        str(PLACE.results / "preseg_scores.csv"),
-    log:
-        executed("07_preseg_accuracy"),
-    params:
-        name="07_preseg_accuracy",
-        parameters=settings("07_preseg_accuracy"),
-    threads: THREADS
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule read_the_kernels:
-    input:
-        notebook("09_read_the_kernels"),
-        MEASURED,
-    output:
-        touch(done("09_read_the_kernels")),
-        SPEED,
-    log:
-        executed("09_read_the_kernels"),
-    params:
-        name="09_read_the_kernels",
-        parameters=settings("09_read_the_kernels"),
-    threads: THREADS
-    resources:
-        gpu=SETTINGS["gpus_per_job"],
-    shell:
-        RUN
-
-
-rule claims:
-    input:
-        notebook("11_claims"),
-        COMPARED_JOBS,
-    output:
-        touch(done("11_claims")),
-        both(PLACE.figures, "claims.csv", "claims.md"),
-    log:
-        executed("11_claims"),
-    params:
-        name="11_claims",
-        parameters=settings("11_claims"),
-    threads: THREADS
-    shell:
-        RUN
+    rule:
+        name:
+            "notebook_" + "".join(letter if letter.isalnum() else "_" for letter in job)
+        input:
+            done(*GRAPH[job]),
+            files(job),
+        output:
+            touch(done(job)),
+            outputs(job),
+        log:
+            str(PLACE.executed(job)),
+        params:
+            **parameters(job),
+        threads: threads(job)
+        priority: urgency(job)
+        resources:
+            gpu=gpus(job),
+        shell:
+            RUN
 
 
 # Not a part of a fold's graph: what every fold has left behind is pooled once all of them have run.
-EVERY_FOLD = range(SETTINGS["01_prepare_data"]["folds"])
-ALL_FOLDS = PLACE.shared.figures / "all_folds"
-
-
 rule all_folds:
     input:
-        notebook("13_all_folds"),
-        [layout(**SHARED, fold=fold).done(job) for fold in EVERY_FOLD for job in SCORED],
+        [str(replace(PLACE, fold=fold).done(job)) for fold in EVERY_FOLD for job in SCORED],
     output:
         touch(done("13_all_folds")),
         both(ALL_FOLDS, *(f"{name}.{kind}" for name in ("fig3", "fig4") for kind in ("png", "pdf"))),
         both(ALL_FOLDS, *(f"{name}.{kind}" for name in ("table1", "table2", "claims") for kind in ("csv", "md"))),
     log:
-        executed("13_all_folds"),
+        str(PLACE.executed("13_all_folds")),
     params:
-        name="13_all_folds",
-        parameters=settings("13_all_folds", test_folds=list(EVERY_FOLD)),
-    threads: THREADS
+        **parameters("13_all_folds"),
+    threads: threads("13_all_folds")
     shell:
         RUN

@@ -16,6 +16,13 @@ BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
 BEST_FIRST = ("paper", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order
 SHARED_JOBS = ("01_prepare_data", "09_read_the_kernels", "13_all_folds")  # notebook runs that belong to no one fold
+PROFILE_JOBS = (  # and those that belong to the profile as it stands, where changed settings leave its networks alone
+    "01_prepare_data",
+    "02_train_segmenters",
+    "03_train_ddpm",
+    "09_read_the_kernels",
+    "12_wolleb2021",
+)
 
 
 def measured_devices() -> list[str]:
@@ -88,14 +95,17 @@ class Layout:
 
     def done(self, job: str) -> Path:
         """The mark that a notebook run has ended. Results alone say nothing: committed ones come without their run."""
-        return self._runs_of(job) / "done" / job
+        return self.of(job).runs / "done" / job
 
     def executed(self, job: str) -> Path:
         """The executed copy of a notebook run."""
-        return self._runs_of(job) / "notebooks" / f"{job}.ipynb"
+        return self.of(job).runs / "notebooks" / f"{job}.ipynb"
 
-    def _runs_of(self, job: str) -> Path:
-        return (self.shared if job in SHARED_JOBS else self).runs
+    def of(self, job: str) -> "Layout":
+        """Where a notebook run belongs, among changed settings and folds."""
+        notebook = job.partition(".")[0]
+        place = self.trained if notebook in PROFILE_JOBS else self
+        return place.shared if notebook in SHARED_JOBS else place
 
     def weights(self, name: str) -> Path:
         """The folder of one training."""

@@ -1,31 +1,55 @@
-"""Notebooks as jobs: a profile's parameters, checked against the notebook that takes them, and one papermill run.
+"""Notebooks as jobs: what each stands on, what it reads of a profile, and one checked papermill run of it.
 
 `python -m pdlib.workflow NOTEBOOK EXECUTED PARAMETERS` runs one, parameters as JSON: the Snakefile's jobs call it.
-`python -m pdlib.workflow folds PROFILE FOLDS` prints the test folds that `make reproduce FOLDS=...` runs.
+`pdlib.reproduce` runs the whole graph.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from functools import reduce
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from socket import gethostname
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from pdlib.methods import SCORED, jobs
-from pdlib.paths import NOTEBOOKS, ROOT, Layout, output_root
+from pdlib.paths import NOTEBOOKS, ROOT, Layout, output_root, write_whole
 from pdlib.profiles import Profile, load_profile
 
-TRAINED_SECTIONS = ("seed", "data", "segmenters", "denoiser", "wolleb2021", "tdpm", "refine", "fundus")
 IN_WORKFLOW = "PDLIB_WORKFLOW"  # set in the environment of the graph's jobs
+LONGEST_SOCKET = 60  # bytes of a folder's name for sockets: a socket's whole path may have 103 on macOS, 107 on Linux
+TRAINED_SECTIONS = ("seed", "data", "segmenters", "denoiser", "wolleb2021", "tdpm")  # of the jobs in paths.PROFILE_JOBS
+_MACHINE = ("machine.device", "machine.precision", "machine.batch_size")
+_SAMPLED = ("seed", "data.multiple", *_MACHINE, "ensemble", "chain", "comparison.presegmenter")
+_READ = {  # the sections of the profile that a notebook reads: its jobs run again when one of them changes
+    "01_prepare_data": (
+        "seed",
+        *(f"data.{name}" for name in ("folds", "clip_percentiles", "cases_per_site", "grid_scale", "label2_fraction")),
+    ),
+    "02_train_segmenters": ("seed", "data.multiple", *_MACHINE, "ensemble", "segmenters.objective", "segmenters.fit"),
+    "03_train_ddpm": (*_SAMPLED, "denoiser", "voxel_tolerance"),
+    "04_compare_methods": (*_SAMPLED, "comparison", "statistics"),
+    "05_sweep_t_prime": (*_SAMPLED, "sweep", "statistics"),
+    "06_ensemble_size": (*_SAMPLED, "members", "comparison.deep_ensemble_seeds", "statistics"),
+    "07_preseg_accuracy": (*_SAMPLED, "preseg_accuracy", "statistics"),
+    "08_truncate_both_ends": (*_SAMPLED, "truncation", "refine", "fundus", "statistics"),
+    "09_read_the_kernels": (),
+    "10_fewer_calls": (*_SAMPLED, "fewer_calls", "statistics"),
+    "11_claims": ("seed", "comparison.presegmenter", "fewer_calls.few_calls", "statistics"),
+    "12_wolleb2021": (*_SAMPLED, "wolleb2021"),
+    "13_all_folds": (
+        *("seed", "data.folds", "comparison.presegmenter", "fewer_calls.few_calls", "preseg_accuracy", "statistics"),
+    ),
+}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -34,19 +58,21 @@ class NotebookFailed(RuntimeError):
 
 
 def place_of(profile: Profile, out: str = "", fold: int | None = None) -> Layout:
-    """Where a fold of a profile lies (None: the profile's own fold); with changed settings, apart from the profile's."""
+    """Where a fold of a profile lies (None: its own fold); with changed settings, apart from the profile's."""
+    fold = profile.fold if fold is None else fold
     if not profile.changes:
-        return Layout(output_root(out), profile.name, profile.fold if fold is None else fold)
+        return Layout(output_root(out), profile.name, fold)
     digest = hashlib.sha256(json.dumps(profile.changes, sort_keys=True).encode()).hexdigest()[:8]
-    retrained = any(getattr(profile, part) != getattr(load_profile(profile.name), part) for part in TRAINED_SECTIONS)
-    return Layout(output_root(out), profile.name, profile.fold if fold is None else fold, digest, retrained)
+    own = load_profile(profile.name)
+    retrained = any(getattr(profile, part) != getattr(own, part) for part in TRAINED_SECTIONS)
+    retrained |= "tdpm" in profile.rows - own.rows
+    return Layout(output_root(out), profile.name, fold, digest, retrained)
 
 
 def needed(notebook: str, profile: Profile) -> list[str]:
     """The notebook runs whose data and networks a notebook stands on when it runs by itself."""
-    rows, seeds = profile.comparison, profile.comparison.deep_ensemble_seeds
     methods = {
-        "04_compare_methods": rows.methods,
+        "04_compare_methods": profile.comparison.methods,
         "05_sweep_t_prime": ["pd_ddpm"],
         "06_ensemble_size": ["pd_ddpm", *profile.members.agreement_methods],
         "07_preseg_accuracy": ["pd_ddpm"],
@@ -57,32 +83,78 @@ def needed(notebook: str, profile: Profile) -> list[str]:
         return ["01_prepare_data", *SCORED]
     if notebook in ("01_prepare_data", "09_read_the_kernels"):
         return []
-    return [
-        "01_prepare_data",
-        *jobs(methods.get(notebook, []), presegmenter=rows.presegmenter, deep_ensemble_seeds=seeds),
-    ]
+    return ["01_prepare_data", *_trainings(methods.get(notebook, []), profile)]
 
 
-def chosen_folds(profile: str, asked: str) -> list[int]:
-    """The test folds that FOLDS asks for: the profile's own where it is empty, "all", or a list such as "0 2".
+def _trainings(methods: Iterable[str], profile: Profile) -> list[str]:
+    compared = profile.comparison
+    return jobs(
+        list(methods), presegmenter=compared.presegmenter, deep_ensemble_seeds=list(compared.deep_ensemble_seeds)
+    )
 
-    ValueError for what is no fold of the profile.
+
+def graph(profile: Profile) -> dict[str, list[str]]:
+    """Every job of a fold, and the jobs that each waits for.
+
+    A job is a notebook's name, with a dot and what it is for where the notebook runs several times. 04, 06 and 07 wait
+    for the points of the sweep, since they go on from its samples.
     """
-    settings = load_profile(profile)
-    known = [str(fold) for fold in range(settings["01_prepare_data"]["folds"])]
-    folds = known if asked == "all" else asked.split() or [str(settings["common"]["fold"])]
-    if unknown := [fold for fold in folds if fold not in known]:
-        raise ValueError(
-            f"FOLDS={asked}: profile {profile} has no fold {unknown[0]!r}: say all, or of {', '.join(known)}"
-        )
-    return [int(fold) for fold in folds]
+    points = [f"05_sweep_t_prime.{t_prime}" for t_prime in profile.sweep.t_primes]
+    starts = {f"10_fewer_calls.{start}": [start] for start in profile.fewer_calls.starts}
+    found = {"01_prepare_data": []}
+    for training in [job for notebook in SCORED for job in needed(notebook, profile)[1:]]:
+        found.setdefault(training, needed(training.partition(".")[0], profile))
+    found |= {point: needed("05_sweep_t_prime", profile) for point in points}
+    found |= {job: ["01_prepare_data", *_trainings(start, profile)] for job, start in starts.items()}
+    found |= {
+        "04_compare_methods": [*points, *needed("04_compare_methods", profile)],
+        "05_sweep_t_prime": points,
+        "06_ensemble_size": [*points, *needed("06_ensemble_size", profile)],
+        "07_preseg_accuracy": points,
+        "08_truncate_both_ends": needed("08_truncate_both_ends", profile),
+        "09_read_the_kernels": [],
+        "10_fewer_calls": list(starts),
+        "11_claims": list(SCORED),
+    }
+    return found
+
+
+def sections_read(job: str, profile: Profile) -> dict:
+    """The settings that a job reads, by their paths in the profile."""
+    notebook, _, what = job.partition(".")
+    paths = _READ[notebook]
+    if notebook == "02_train_segmenters":
+        architecture = what.rpartition("_")[0]
+        own = ("probabilistic_objective",) if architecture == "probabilistic_unet" else ()
+        paths += tuple(f"segmenters.{name}" for name in (architecture, *own))
+    elif notebook == "03_train_ddpm" and "tdpm" in profile.rows:
+        paths += ("tdpm",)
+    elif what and notebook == "05_sweep_t_prime":  # one point reads no list of points
+        paths = tuple("sweep.ensemble_size" if path == "sweep" else path for path in paths)
+    found = {path: _plain(reduce(getattr, path.split("."), profile)) for path in paths}
+    if what and notebook == "10_fewer_calls":
+        del found["fewer_calls"]["starts"]
+    return found
+
+
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def cells_digest(notebook: Path) -> str:
+    """A digest of a notebook's code: the same whatever outputs and whatever text it was saved with."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
     """Refuse keys that the notebook's parameters cell does not set: papermill alone would run the default instead."""
-    unknown = sorted(set(parameters) - set(papermill.inspect_notebook(notebook)))
-    if unknown:
-        raise ValueError(f"{notebook.name}: unknown parameters {unknown}")
+    from papermill import inspect_notebook
+
+    known = inspect_notebook(notebook)
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(f"{notebook.name}: unknown parameters {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 def run_notebook(name: str, executed: Path, parameters: dict) -> None:
@@ -91,12 +163,15 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
     One job at a time may write executed: a second one waits, so a job that outlived its workflow is not disturbed.
     NotebookFailed carries a readable traceback.
     """
-    notebook = NOTEBOOKS / f"{name}.ipynb"
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    notebook, executed = NOTEBOOKS / f"{name}.ipynb", Path(executed).absolute()
     check_parameters(notebook, parameters)
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(executed.with_suffix(".lock")), TemporaryDirectory() as sockets:
+    with alone(executed.with_suffix(".lock"), executed.stem), socket_folder() as sockets:
         # TCP ports are drawn before they are bound: kernels that start at the same time may draw the same one.
-        kernel = {"transport": "ipc", "ip": f"{sockets}/socket"}
+        kernel = {"transport": "ipc", "ip": f"{sockets}/s"}
         try:
             papermill.execute_notebook(
                 notebook,
@@ -115,47 +190,78 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
             ) from None
 
 
-def require(place: Layout, *jobs: str) -> None:
+@contextmanager
+def socket_folder() -> Iterator[str]:
+    """A new folder that only this user can enter, with a name short enough for sockets whatever TMPDIR is."""
+    wanted = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+    for base in (base for base in wanted if len(os.fsencode(base)) <= LONGEST_SOCKET and os.access(base, os.W_OK)):
+        with tempfile.TemporaryDirectory(dir=base, prefix="pdlib") as folder:
+            yield folder
+        return
+    raise OSError(f"no folder for sockets: none of {', '.join(wanted)} is short and can be written to")
+
+
+def require(place: Layout, profile: Profile, jobs: Sequence[str]) -> None:
     """Make what a notebook stands on, where it is missing: the earlier notebooks run first, once.
 
-    jobs are notebook runs of the graph beside that of the data, which is always asked for. RuntimeError in a job of the
-    graph itself: it would wait for ever for the workflow that waits for it.
+    jobs are jobs of the graph. RuntimeError in a job of the graph itself: it would wait for ever for the workflow that
+    waits for it.
     """
-    targets = [place.done(job) for job in ("01_prepare_data", *jobs)]
-    missing = [target for target in targets if not target.exists()]
+    missing = [job for job in jobs if not place.done(job).exists()]
     if not missing:
         return
     if IN_WORKFLOW in os.environ:
-        raise RuntimeError(f"{missing[0]}: missing, and the workflow runs this notebook all the same")
+        raise RuntimeError(f"{place.done(missing[0])}: missing, and the workflow runs this notebook all the same")
     data = json.loads(place.cases.read_text(encoding="utf-8")) if place.cases.exists() else {"phantom": True}
-    settings = {
-        "PROFILE": place.profile,
-        "FOLDS": place.fold,
-        "OUT": place.out,
+    asked = {
+        "PROFILE": profile.name,
+        "FOLDS": str(place.fold),
+        "OUT": str(place.out),
         "DATA": "" if data["phantom"] else data["root"],
-        "PYTHON": sys.executable,
-        "READY": "",
-        "TARGETS": " ".join(f"'{target}'" for target in targets),
+        "CHANGES": json.dumps(profile.changes),
+        "TARGETS": " ".join(missing),
     }
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    here = Path(sys.executable)
+    python = here.relative_to(ROOT) if here.is_relative_to(ROOT) else here
     print("running the earlier notebooks first ...", flush=True)
-    command = ["make", "-C", str(ROOT), "reproduce", *(f"{key}={value}" for key, value in settings.items())]
-    subprocess.run(command, check=True)
+    command = ["make", "--no-print-directory", "reproduce", f"PYTHON={python}", "READY="]
+    subprocess.run(command, check=True, cwd=ROOT, env=inherited | asked)
 
 
 @contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Hold a lock file. While another process holds it, say which one and wait; that of a dead process is no obstacle.
+
+    doing: what the others are told that this process does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(path), path.with_name(f"{path.name}.json")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{doing}: waiting for {_told(holder)}", flush=True)
+        lock.acquire(poll_interval=0.5)
+    about = {"pid": os.getpid(), "host": gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "doing": doing}
+    try:
+        write_whole(holder, json.dumps(about))
         yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _told(holder: Path) -> str:
+    try:
+        return "{doing} (process {pid} on {host}, since {since})".format(**json.loads(holder.read_text("utf-8")))
+    except (OSError, ValueError, KeyError):
+        return "another run, which is just starting or ending"
 
 
 if __name__ == "__main__":
+    name, executed, parameters = sys.argv[1:]
+    print(f"{Path(executed).stem} starts", flush=True)
     try:
-        if sys.argv[1] == "folds":
-            print(*chosen_folds(*sys.argv[2:]))
-        else:
-            executed = Path(sys.argv[2])
-            print(f"{executed.stem} starts", flush=True)
-            run_notebook(sys.argv[1], executed, json.loads(sys.argv[3]))
-    except (NotebookFailed, ValueError) as error:
+        run_notebook(name, Path(executed), json.loads(parameters))
+    except (NotebookFailed, ValueError, OSError) as error:
         sys.exit(str(error))

@@ -1,0 +1,64 @@
+"""`make lab`: JupyterLab on the notebooks, and a git filter that leaves out what saving one adds to it.
+
+`python -m pdlib.lab clean` is the filter: a notebook on stdin, its cells alone on stdout.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from pdlib.paths import NOTEBOOKS, ROOT
+
+FILTER = "notebook"  # of .gitattributes; a clone in whose .git/config it is not set commits notebooks as they are
+ABOUT = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def cleaned(text: str) -> str:
+    """A notebook as git keeps it: no outputs, and of all metadata the tags, whatever program saved it.
+
+    What is no notebook, such as one with conflict markers, stays as it is.
+    """
+    try:
+        notebook = json.loads(text)
+        cells = [_cleaned(cell) for cell in notebook["cells"]]
+    except (ValueError, KeyError, TypeError):
+        return text
+    kept = {"cells": cells, "metadata": ABOUT, "nbformat": notebook["nbformat"]}
+    kept["nbformat_minor"] = notebook["nbformat_minor"]
+    return json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def _cleaned(cell: dict) -> dict:
+    source = "".join(cell["source"]).splitlines(keepends=True)
+    tags = cell["metadata"].get("tags")
+    kept = {"cell_type": cell["cell_type"], "metadata": {"tags": tags} if tags else {}, "source": source}
+    kept |= {"id": cell["id"]} if "id" in cell else {}
+    return kept | ({"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {})
+
+
+def install_filter(root: Path, python: Path) -> None:
+    """Set the filter in the .git/config of a clone, and nowhere else; a folder without git stays as it is."""
+    inside = ["git", "-C", str(root), "rev-parse", "--is-inside-work-tree"]
+    if subprocess.run(inside, capture_output=True).returncode == 0:
+        python = python.relative_to(root) if python.is_relative_to(root) else python  # git runs it from the top
+        command = f"{shlex.quote(str(python))} -m pdlib.lab clean"
+        subprocess.run(["git", "-C", str(root), "config", f"filter.{FILTER}.clean", command], check=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Filter a notebook, or open JupyterLab."""
+    if arguments == ["clean"]:
+        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        sys.stdout.buffer.write(cleaned(text).encode("utf-8", "surrogateescape"))
+        return 0
+    install_filter(ROOT, Path(sys.executable))
+    return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS)]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

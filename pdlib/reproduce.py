@@ -1,0 +1,213 @@
+"""`make reproduce`: what was asked, checked at once; then one graph of notebook runs for each test fold.
+
+What the user gives comes as it was typed, in the environment: PDLIB_PROFILE, PDLIB_FOLDS, PDLIB_DATA, PDLIB_OUT_FOLDER,
+PDLIB_CHANGES, PDLIB_CORES, PDLIB_TARGETS and PDLIB_DRY. No shell and no Snakemake option reads it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from pdlib.paths import ROOT, Layout, write_whole
+from pdlib.profiles import Profile, load_profile
+from pdlib.workflow import alone, graph, place_of
+
+REAL_DATA = "real-data"  # where runs on a user's data go unasked: never over the committed phantom results
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks for.
+
+    Args:
+        profile: every setting.
+        folds: the test folds, one graph each.
+        pooled: whether all folds are pooled at the end.
+        data: the folder of the cases, absolute; empty for the phantom.
+        out: the output root, absolute.
+        cores: how many there are for jobs.
+        targets: jobs of the graph; none: all of them.
+        dry: only tell what would run.
+    """
+
+    profile: Profile
+    folds: tuple[int, ...]
+    pooled: bool
+    data: str
+    out: Path
+    cores: int
+    targets: tuple[str, ...]
+    dry: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> "Asked":
+        """Read an environment. ValueError, one line, for what cannot be run."""
+        given = {key: given.get(f"PDLIB_{key}", "") for key in KEYS}
+        profile = load_profile(given["PROFILE"] or "cpu", _changes(given["CHANGES"]))
+        data = _folder("DATA", given["DATA"])
+        if data and not os.path.isdir(data):
+            raise ValueError(f"DATA={given['DATA']}: no such folder")
+        out = Path(_folder("OUT", given["OUT_FOLDER"] or (REAL_DATA if data else ".")))
+        _require_writable(out)
+        return cls(
+            profile,
+            tuple(chosen_folds(profile, given["FOLDS"])),
+            given["FOLDS"].strip() == "all",
+            data,
+            out,
+            _cores(given["CORES"]),
+            _targets(given["TARGETS"], profile),
+            bool(given["DRY"]),
+        )
+
+    def place(self, fold: int) -> Layout:
+        """Where a fold of it lies."""
+        return place_of(self.profile, str(self.out), fold)
+
+
+KEYS = ("PROFILE", "FOLDS", "DATA", "OUT_FOLDER", "CHANGES", "CORES", "TARGETS", "DRY")
+
+
+def chosen_folds(profile: Profile, asked: str) -> list[int]:
+    """The test folds that FOLDS asks for: the profile's own where it is empty, "all", or a list such as "0 2".
+
+    ValueError for what is no fold of the profile.
+    """
+    known = [str(fold) for fold in range(profile.data.folds)]
+    folds = known if asked.strip() == "all" else asked.split() or [str(profile.fold)]
+    if unknown := [fold for fold in folds if fold not in known]:
+        raise ValueError(
+            f"FOLDS={asked}: profile {profile.name} has no fold {unknown[0]!r}: say all, or of {', '.join(known)}"
+        )
+    return [int(fold) for fold in folds]
+
+
+def _changes(text: str) -> dict:
+    try:
+        changes = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"CHANGES={text}: {' '.join(str(error).split())}") from None
+    if not isinstance(changes, dict):
+        raise ValueError(f"CHANGES={text}: has to be sections of the profile, such as {{chain: {{eta: 0.0}}}}")
+    return changes
+
+
+def _folder(name: str, given: str) -> str:
+    """A folder as it was given, absolute; "" stays. Notebooks are UTF-8, and cannot hold another name."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}={given.encode(errors='backslashreplace').decode()}: not a UTF-8 name") from None
+    return given and os.path.realpath(given)
+
+
+def _require_writable(out: Path) -> None:
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"OUT={out}: {error.strerror}") from None
+    if not os.access(out / "runs", os.W_OK):
+        raise ValueError(f"OUT={out}: cannot be written to")
+
+
+def _cores(given: str) -> int:
+    if not given:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"CORES={given}: has to be a number of cores, at least 1")
+    return int(given)
+
+
+def _targets(given: str, profile: Profile) -> tuple[str, ...]:
+    known, targets = [*graph(profile), "13_all_folds"], tuple(given.split())
+    if unknown := [target for target in targets if target not in known]:
+        raise ValueError(f"TARGETS={given}: no job {unknown[0]!r}: choose of {', '.join(known)}")
+    return targets
+
+
+def reproduce(asked: Asked) -> int:
+    """Run what was asked for: one fold here, several one after the other, each in a process of its own; exit code."""
+    if len(asked.folds) == 1 and not asked.pooled:
+        return run_graph(asked)
+    calls = [{"PDLIB_FOLDS": str(fold)} for fold in asked.folds]
+    if asked.pooled:
+        calls.append({"PDLIB_FOLDS": str(asked.profile.fold), "PDLIB_TARGETS": "13_all_folds"})
+    for call in calls:
+        code = subprocess.run([sys.executable, "-m", "pdlib.reproduce"], env=os.environ | call).returncode
+        if code:
+            return code
+    return 0
+
+
+def run_graph(asked: Asked) -> int:
+    """One fold's graph, in this process: whoever holds the lock knows that no other workflow lives there.
+
+    Snakemake's own lock is left out: a killed run leaves it behind, ours ends with its process.
+    """
+    (fold,) = asked.folds
+    place, words = asked.place(fold), f"make reproduce PROFILE={asked.profile.name} FOLDS={fold}"
+    config = place.runs / ".graph.json"
+    if asked.dry:
+        write_whole(config, json.dumps(graph_settings(asked)))
+        return snakemake(asked, config)
+    with alone(asked.out / "runs" / ".lock", words):
+        write_whole(config, json.dumps(graph_settings(asked)))
+        tell_cost(asked)
+        return snakemake(asked, config)
+
+
+def graph_settings(asked: Asked) -> dict:
+    """What the Snakefile is told."""
+    about = {"profile": asked.profile.name, "changes": asked.profile.changes, "fold": asked.folds[0]}
+    return about | {"out": str(asked.out), "data": asked.data}
+
+
+def snakemake(asked: Asked, config: Path) -> int:
+    """Run the Snakefile in this process; its exit code. Every path it sees is relative to the output root."""
+    from snakemake.cli import main
+
+    os.environ["PDLIB_GRAPH"] = str(config)
+    here = replace(asked.place(asked.folds[0]), out=Path())
+    targets = [str(here.done(job)) for job in asked.targets]
+    os.chdir(ROOT)
+    arguments = ["--snakefile", "Snakefile", "--directory", str(asked.out), "--nolock", "--cores", str(asked.cores)]
+    arguments += ["--resources", "gpu=1", "--rerun-incomplete"]
+    arguments += ["--dry-run", "--printshellcmds"] if asked.dry else ["--quiet", "rules", "host"]
+    try:
+        main([*arguments, "--", *targets])
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+def tell_cost(asked: Asked) -> None:
+    """Measure the machine for some seconds and print what the graph will cost; no run fails because of it."""
+    place = asked.place(asked.folds[0])
+    jobs = asked.targets or graph(asked.profile)
+    if all(place.done(job).exists() for job in jobs):
+        return
+    told = json.dumps(graph_settings(asked) | {"targets": asked.targets, "started": time.time()})
+    environment = os.environ | {"OMP_NUM_THREADS": str(asked.profile.machine.threads), "PDLIB_COST": told}
+    subprocess.run([sys.executable, "-m", "pdlib.study.cost", str(asked.cores)], env=environment, cwd=ROOT)
+
+
+def main() -> int:
+    """Run what the environment asks for; an input that cannot be used is one line on stderr and code 2."""
+    try:
+        return reproduce(Asked.of(os.environ))
+    except (ValueError, OSError) as error:
+        print(f"make reproduce: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The work of a run, counted from its profile: updates, network calls on slices and scored masks of every job."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pdlib.diffusion.sampler import Chain
+from pdlib.inference.chains import chain_of
+from pdlib.methods import CHAIN, METHODS, PRESEGMENTER, RULES
+from pdlib.paths import Layout
+from pdlib.profiles import ChainSettings, DenoiserTraining, Fit, Profile
+from pdlib.workflow import graph
+
+Unit = tuple[str, str]  # an "update" or a "call" of a training's network by its name; or a "case", a "score", a "start"
+
+
+@dataclass
+class Count:
+    """The work of a profile's jobs, counted in the order in which they run: samples that one has kept cost no other.
+
+    Args:
+        profile: every setting.
+        subjects: how many there are in all.
+        slices: of a subject's brain.
+    """
+
+    profile: Profile
+    subjects: int
+    slices: int
+    kept: dict[tuple, int] = field(default_factory=dict)  # members that earlier jobs have sampled, by split and chain
+
+    def job(self, name: str) -> Counter[Unit]:
+        """The work of one job; call it once for each, in the graph's order."""
+        notebook, _, what = name.partition(".")
+        count = {
+            "01_prepare_data": self._data,
+            "02_train_segmenters": self._segmenter,
+            "03_train_ddpm": self._denoisers,
+            "04_compare_methods": self._comparison,
+            "05_sweep_t_prime": self._sweep,
+            "06_ensemble_size": self._members,
+            "07_preseg_accuracy": self._preseg,
+            "08_truncate_both_ends": self._truncation,
+            "10_fewer_calls": self._fewer_calls,
+            "12_wolleb2021": self._wolleb2021,
+        }.get(notebook)
+        work = Counter({("start", ""): 1})
+        return work + count(what) if count else work
+
+    def split(self, *splits: str) -> int:
+        """Subjects of "validation" and "test", one fold each."""
+        return len(splits) * round(self.subjects / self.profile.data.folds)
+
+    def _data(self, what: str) -> Counter[Unit]:
+        return Counter({("case", ""): self.subjects})
+
+    def _segmenter(self, what: str) -> Counter[Unit]:
+        name, fit = what.rpartition("_")[0], self.profile.segmenters.fit
+        calls = self.slices * (_validations(fit) * self.split("validation") + self.split("validation", "test"))
+        scores = (_validations(fit) + 1) * self.split("validation")
+        return Counter({("update", name): fit.steps, ("call", name): calls, ("score", ""): scores})
+
+    def _denoisers(self, what: str) -> Counter[Unit]:
+        profile, work = self.profile, self._noisy("denoiser", self.profile.denoiser, 1)
+        watched = min(profile.denoiser.validation_subjects, self.split("validation"))
+        for t_prime in profile.tdpm.t_primes if "tdpm" in profile.rows else ():
+            times = _validations(profile.tdpm.fit) * watched
+            calls = len(self._chain("tdpm", t_prime=t_prime).indices)
+            work[("update", "tdpm")] += profile.tdpm.fit.steps
+            work[("call", "tdpm")] += times * self.slices
+            work[("call", "denoiser")] += times * calls * self.slices
+            work[("score", "")] += times
+        return work
+
+    def _wolleb2021(self, what: str) -> Counter[Unit]:
+        return self._noisy("wolleb2021", self.profile.wolleb2021, 4)  # the last weights by three rules
+
+    def _noisy(self, name: str, settings: DenoiserTraining, last: int) -> Counter[Unit]:
+        """A denoiser's training, watched by chains from pure noise; last: how often its last weights are sampled."""
+        row = "wolleb2021" if name == "wolleb2021" else "ddpm"
+        times = (_validations(settings.fit) + last - 1) * min(settings.validation_subjects, self.split("validation"))
+        calls = times * len(self._chain(row).indices) * self.slices
+        return Counter({("update", name): settings.fit.steps, ("call", name): calls, ("score", ""): times})
+
+    def _comparison(self, what: str) -> Counter[Unit]:
+        compared, work = self.profile.comparison, Counter()
+        for name in compared.methods:
+            for candidate in compared.t_prime_candidates if METHODS[name].own_t_prime else ():
+                work += self._row(name, ("validation",), 1, t_prime=candidate)
+            work += self._row(name, ("test",))
+        return work
+
+    def _sweep(self, what: str) -> Counter[Unit]:
+        sweep, work, steps = self.profile.sweep, Counter(), self.profile.denoiser.diffusion.schedule.steps
+        for t_prime in [int(what)] if what else sweep.t_primes:
+            chain = self._chain(CHAIN, t_prime=t_prime)
+            name = "ddpm" if chain.t_prime == steps else CHAIN
+            work += self._row(name, ("validation", "test"), sweep.ensemble_size, t_prime=t_prime)
+        return work
+
+    def _members(self, what: str) -> Counter[Unit]:
+        members = self.profile.members
+        work = self._row(CHAIN, ("validation", "test"), members.pool)
+        for name in members.agreement_methods:
+            work += self._row(name, ("test",))
+        work[("score", "")] += self.split("validation", "test") * len(members.sizes) * members.draws
+        return work
+
+    def _preseg(self, what: str) -> Counter[Unit]:
+        work, gaps = Counter(), self.profile.preseg_accuracy.dice_gaps
+        for start in ("empty", *gaps[:-1], ""):  # "": the best
+            work += self._row(CHAIN, ("test",), start=str(start))
+        return work
+
+    def _truncation(self, what: str) -> Counter[Unit]:
+        profile, work = self.profile, Counter()
+        truncation, refine = profile.truncation, profile.refine
+        watched = min(refine.validation_subjects, self.split("validation"))
+        networks = len(truncation.t_stops)
+        networks += "addpm_mask_only" in {*profile.comparison.methods, *truncation.methods}
+        chain = self._chain("addpm", stride=truncation.stride)
+        times = networks * _validations(refine.fit) * watched
+        work[("update", "refine")] = networks * refine.fit.steps
+        work[("call", "refine")] = times * self.slices
+        work[("call", "denoiser")] = times * len(chain.indices) * self.slices
+        work[("score", "")] = times
+        pairs = [(start, stop) for start in truncation.t_primes for stop in truncation.t_stops if stop < start]
+        for start, stop in pairs:
+            work += self._row("addpm", ("validation",), 1, t_prime=start, t_stop=stop, stride=truncation.stride)
+        for name in truncation.methods:
+            work += self._row(name, ("test",), stride=truncation.stride)
+        work += self._row(CHAIN, ("test",), stride=truncation.stride, rule="ddim", eta=0.0)
+        work += self._row("addpm", ("test",), t_prime=pairs[-1][0], t_stop=pairs[-1][1], stride=truncation.stride)
+        return work + (self._photographs() if profile.fundus else Counter())
+
+    def _photographs(self) -> Counter[Unit]:
+        fundus, stride = self.profile.fundus, self.profile.truncation.stride
+        lengths = {name: len(self._chain(name, stride=stride).indices) for name in ("ddpm", CHAIN, "addpm")}
+        times, size = _validations(fundus.fit) * fundus.held_out, self.profile.ensemble.size
+        work = Counter({("update", f"fundus_{name}"): fundus.fit.steps for name in ("segmenter", "denoiser", "refine")})
+        work[("call", "fundus_segmenter")] = 2 * times + 3 * fundus.held_out
+        work[("call", "fundus_refine")] = times + size * fundus.held_out
+        tested = size * fundus.held_out * sum(lengths.values())
+        work[("call", "fundus_denoiser")] = times * (lengths["ddpm"] + lengths["addpm"]) + tested
+        return work
+
+    def _fewer_calls(self, what: str) -> Counter[Unit]:
+        few, work = self.profile.fewer_calls, Counter()
+        for name in [what] if what else few.starts:
+            how = ("test",), few.ensemble_size
+            every = {"stride": 1, "rule": "ddpm", "eta": 1.0, "calls": None}
+            work += self._row(name, *how, **every | {"calls": 1})
+            work += self._row(name, *how, **every) if name in few.every_step else Counter()
+            for rule in few.rules:
+                for calls in few.calls if METHODS[name].source else few.noise_calls:
+                    work += self._row(name, *how, rule=RULES[rule].step, eta=RULES[rule].eta, calls=calls)
+        return work
+
+    def _chain(self, name: str, **changes) -> Chain:
+        settings = ChainSettings.model_validate({**self.profile.chain.model_dump(), **changes})
+        network = self.profile.wolleb2021 if METHODS[name].denoiser == "wolleb2021" else self.profile.denoiser
+        return chain_of(METHODS[name], settings, network.diffusion.schedule.steps)
+
+    def _row(
+        self, name: str, splits: Sequence[str], size: int | None = None, start: str = "", **changes
+    ) -> Counter[Unit]:
+        """A row scored on splits, with what earlier jobs have kept left out.
+
+        size: members, None: the profile's; start: what its chain starts from, where that is not its own source.
+        """
+        method = METHODS[name]
+        many = method.members == "ensemble"
+        members = (size or self.profile.ensemble.size) if many else 1
+        work = Counter({("score", ""): self.split(*splits)})
+        if method.start is None:
+            return work + (self._draws(name, splits, members) if many and method.source != PRESEGMENTER else Counter())
+        chain = self._chain(name, **changes)
+        if method.start != "gaussian" and method.source != PRESEGMENTER:
+            work += self._draws(method.source, splits, members)
+        fresh = self._fresh(("chain", method.denoiser, method.source, method.mask_only, start, chain), splits, members)
+        work[("call", method.denoiser)] += fresh * len(chain.indices) * self.slices
+        if chain.t_stop:
+            work[("call", "refine")] += fresh * self.slices
+        return work
+
+    def _draws(self, network: str, splits: Sequence[str], members: int) -> Counter[Unit]:
+        return Counter({("call", network): self._fresh(("draws", network), splits, members) * self.slices})
+
+    def _fresh(self, key: tuple, splits: Sequence[str], members: int) -> int:
+        """Members of subjects that no earlier job has kept under this key."""
+        fresh = 0
+        for split in splits:
+            have = self.kept.get((split, *key), 0)
+            fresh += max(0, members - have) * self.split(split)
+            self.kept[(split, *key)] = max(have, members)
+        return fresh
+
+
+def _validations(fit: Fit) -> int:
+    return math.ceil(fit.steps / fit.validate_every)
+
+
+def works(profile: Profile, subjects: int, slices: int) -> dict[str, Counter[Unit]]:
+    """The work of every job of a profile's graph."""
+    count, jobs = Count(profile, subjects, slices), graph(profile)
+    first = sorted(jobs, key=lambda job: "." not in job or job.startswith("08"))  # points before what goes on from them
+    found = {job: count.job(job) for job in first}
+    return {job: found[job] for job in jobs}
+
+
+def missing(profile: Profile, place: Layout, targets: Sequence[str]) -> list[str]:
+    """Jobs that have not run, of those that the targets (none: all) stand on."""
+    jobs = graph(profile)
+    asked, wanted = [*targets] or [*jobs], set()
+    while asked:
+        job = asked.pop()
+        if job not in wanted and job in jobs:
+            wanted.add(job)
+            asked += jobs[job]
+    return [job for job in jobs if job in wanted and not place.done(job).exists()]
