@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -25,6 +24,7 @@ from scipy.sparse import csr_array
 
 from pdlib.data.phantom_anatomy import TOUCHING, Anatomy, PhantomParameters, Site, along, smooth_field, subject_anatomy
 from pdlib.data.phantom_lesions import Lesions, lesion_sizes, paint, place_lesions, place_stroke, quantile_draw
+from pdlib.paths import write_whole
 
 STATISTICS_FILE = "phantom.json"
 TABLE_FILE = "phantom.csv"
@@ -69,18 +69,11 @@ def stored(volume: np.ndarray, spacing_mm: Sequence[float], site: Site) -> tuple
     return array, affine
 
 
-def _write(path: Path, payload: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_bytes(payload)
-    os.replace(partial, path)
-
-
 def _write_nifti(path: Path, volume: np.ndarray, dtype: type, spacing_mm: Sequence[float], site: Site) -> None:
     array, affine = stored(volume, spacing_mm, site)
     image = nib.Nifti1Image(np.ascontiguousarray(array.astype(dtype)), affine)
     image.header.set_xyzt_units("mm")
-    _write(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+    write_whole(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
 
 
 def lesion_statistics(mask: np.ndarray, spacing_mm: Sequence[float], ventricle_mm: np.ndarray | None = None) -> dict:
@@ -113,6 +106,24 @@ def intensity_statistics(flair: np.ndarray, t1: np.ndarray, anatomy: Anatomy, le
         for region, chosen in where.items():
             result[f"{name}_{region}"] = float(np.median(image[chosen]) / level)
     return result
+
+
+def place_statistics(reference: np.ndarray, brain: np.ndarray, gm: np.ndarray) -> dict:
+    """Where the lesions of a case lie, from [Z, Y, X] at 1 mm: % in the cortex, slices with any and % of their area."""
+    per_slice, in_brain = reference.sum((1, 2)), brain.sum((1, 2))
+    return {
+        "cortical_percent": float(100 * (gm[reference] > 0.5).mean()),
+        "slices_percent": float(100 * (per_slice > 0).sum() / (in_brain > 0).sum()),
+        "slice_areas_percent": (100 * per_slice / np.maximum(in_brain, 1))[per_slice > 0].tolist(),
+    }
+
+
+def scan(rng: np.random.Generator, volume: np.ndarray, edges: Sequence[np.ndarray], site: Site) -> np.ndarray:
+    """What a site's scanner makes of a volume [Z, Y, X] at 1 mm: averaged over its voxels, bias field, Rician noise."""
+    coarse = box_average(volume, edges)
+    bias = np.exp(site.bias * box_average(smooth_field(rng, volume.shape, 60), edges))
+    noise = site.noise * rng.standard_normal((2, *coarse.shape), dtype=np.float32)
+    return np.hypot(bias * coarse + noise[0], noise[1])
 
 
 def write_case(
@@ -154,28 +165,21 @@ def write_case(
 
     edges = site_grid(site, grid_scale, brain)
     spacing_mm = [float(edge[1] - edge[0]) for edge in edges]
-    coarse_brain = box_average(brain, edges) >= 0.5
-    images = []
-    for volume, white in ((flair, site.flair_white), (t1, site.t1_white)):
-        volume = box_average(volume, edges)
-        bias = np.exp(site.bias * box_average(smooth_field(rng, brain.shape, 60), edges))
-        noise = site.noise * rng.standard_normal((2, *volume.shape), dtype=np.float32)
-        rician = np.hypot(bias * volume + noise[0], noise[1])
-        images.append(np.rint(white * rician * coarse_brain))
+    inside = box_average(brain, edges) >= 0.5
+    images = [
+        np.rint(white * scan(rng, volume, edges, site) * inside)
+        for volume, white in ((flair, site.flair_white), (t1, site.t1_white))
+    ]
     share = box_average(lesions.reference, edges)
     labels = np.where(share >= 0.5, 1, np.where(box_average(stroke, edges) >= 0.5, 2, 0))
 
     normal = images[0][(box_average(anatomy.wm, edges) > 0.9) & (share == 0) & (labels == 0)]
-    per_slice = lesions.reference.sum((1, 2))
-    in_brain = brain.sum((1, 2))
     statistics = {
         "subject": subject,
         "site": site.folder.rsplit("/", 1)[-1],
         **lesion_statistics(lesions.reference, (1, 1, 1), anatomy.ventricle_mm),
         "grid_lesion_ml": float((labels == 1).sum() * np.prod(spacing_mm) / 1000),
-        "cortical_percent": float(100 * (anatomy.gm[lesions.reference] > 0.5).mean()),
-        "slices_percent": float(100 * (per_slice > 0).sum() / (in_brain > 0).sum()),
-        "slice_areas_percent": (100 * per_slice / np.maximum(in_brain, 1))[per_slice > 0].tolist(),
+        **place_statistics(lesions.reference, brain, anatomy.gm),
         **intensity_statistics(flair, t1, anatomy, lesions),
         "flair_wm_variation": float(normal.std() / normal.mean()),
         "label2": bool((labels == 2).any()),
@@ -186,7 +190,7 @@ def write_case(
     for rater, drawn in zip(p.raters, lesions.raters, strict=True):
         path = Path(root) / "additional_annotations" / rater.folder / subject / "result.nii.gz"
         _write_nifti(path, box_average(drawn, edges) >= 0.5, np.float32, spacing_mm, site)
-    _write(folder / STATISTICS_FILE, json.dumps(statistics).encode())
+    write_whole(folder / STATISTICS_FILE, json.dumps(statistics))
     _write_nifti(folder / "wmh.nii.gz", labels, np.float32, spacing_mm, site)
     return subject
 
@@ -222,7 +226,7 @@ def write_phantom(
     payload = json.dumps(settings, indent=1).encode()
     if made_with.exists() and made_with.read_bytes() != payload:
         raise ValueError(f"{made_with}: this phantom was made with other settings; remove it or choose another folder")
-    _write(made_with, payload)
+    write_whole(made_with, payload)
     jobs = [(site, case) for case in range(cases_per_site) for site in range(len(p.sites))]
     if workers == 1:
         for done, job in enumerate(jobs, 1):
@@ -237,7 +241,7 @@ def write_phantom(
                 if progress:
                     progress(done, len(jobs))
     rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in read_statistics(root)]
-    _write(root / TABLE_FILE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
+    write_whole(root / TABLE_FILE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
 
 
 def read_statistics(root: str | Path) -> list[dict]:
@@ -248,17 +252,21 @@ def read_statistics(root: str | Path) -> list[dict]:
     return [json.loads(file.read_text()) for file in files]
 
 
-def two_part_lognormal(sizes: np.ndarray, steps: int = 500) -> dict[str, float]:
-    """Fit a mixture of two log-normals to sizes by expectation-maximisation: weight of the second, mu and sigma."""
-    x = np.log(sizes)
-    weight, mu, sigma = np.array([0.9, 0.1]), np.percentile(x, [40, 99]), np.array([x.std(), x.std()])
-    for _ in range(steps):
-        density = weight * np.exp(-0.5 * ((x[:, None] - mu) / sigma) ** 2) / sigma
-        share = density / density.sum(1, keepdims=True)
-        total = share.sum(0)
-        weight, mu = total / len(x), (share * x[:, None]).sum(0) / total
-        sigma = np.sqrt((share * (x[:, None] - mu) ** 2).sum(0) / total) + 1e-6
-    return {"weight": weight[1], "mu": mu, "sigma": sigma}
+def two_part_lognormal(sizes: np.ndarray) -> dict[str, Any]:
+    """Fit a mixture of two log-normals to sizes [N]: the weight of the larger part, mu and sigma of both.
+
+    From a start at the bulk and at the tail, so that the parts do not change places.
+    """
+    from sklearn.mixture import GaussianMixture  # a second to import, which only the calibration needs
+
+    x = np.log(sizes)[:, None]
+    start = {
+        "weights_init": [0.9, 0.1],
+        "means_init": np.percentile(x, [40, 99])[:, None],
+        "precisions_init": np.full((2, 1, 1), 1 / x.var()),
+    }
+    fit = GaussianMixture(2, tol=1e-13, max_iter=2000, reg_covar=1e-12, **start).fit(x)
+    return {"weight": fit.weights_[1], "mu": fit.means_[:, 0], "sigma": np.sqrt(fit.covariances_[:, 0, 0])}
 
 
 def phantom_calibration(root: str | Path, targets: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

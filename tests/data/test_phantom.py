@@ -1,6 +1,7 @@
 """The phantom: the same bytes from the same seed, the challenge's layout, real lesions' numbers, no cheap win."""
 
 import copy
+import gzip
 import hashlib
 
 import nibabel as nib
@@ -48,6 +49,18 @@ def test_bytes_do_not_depend_on_workers_or_on_the_other_cases(root, tmp_path):
     for name in (name for name in made if "0" in name.parts):
         ours, theirs = (hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (tmp_path, root))
         assert ours == theirs, name
+
+
+def test_a_case_is_what_it_always_was(root):
+    """Masks to the bit. Images to a rounding: NumPy's exponential differs in its last bit from one CPU to another."""
+    case, drawn = root / "training/Utrecht/0", hashlib.sha256()
+    annotations = root / "additional_annotations"
+    for path in (case / "wmh.nii.gz", *sorted(annotations.glob("*/training/Utrecht/0/result.nii.gz"))):
+        drawn.update(gzip.decompress(path.read_bytes()))
+    assert drawn.hexdigest() == "27f1dfa428c7df9fbaaf73d306d81fa3ffd6d95d736c80e5a51696b4486d818f"
+    for name, mean, deviation in (("FLAIR", 77.295891, 171.445553), ("T1", 34.315411, 77.326801)):
+        image = load(case / "pre" / f"{name}.nii.gz").astype(float)
+        assert image.mean() == pytest.approx(mean, rel=1e-6) and image.std() == pytest.approx(deviation, rel=1e-6)
 
 
 def test_layout_grids_and_labels(root, cases):
@@ -160,16 +173,18 @@ def test_lesion_statistics_by_hand():
     assert found["near_ventricle_percent"] == pytest.approx(200 / 3)
 
 
-@pytest.mark.parametrize("change", ["missing", "unknown", "in a site"])
+@pytest.mark.parametrize("change", ["missing", "unknown", "in a site", "of a wrong type", "of a wrong length"])
 def test_parameters_are_checked(change):
     parameters = copy.deepcopy(CONFIG["phantom"])
     if change == "missing":
         del parameters["edge_mm"]
     elif change == "unknown":
         parameters["edge"] = 1
-    else:
+    elif change == "in a site":
         parameters["sites"][0]["colour"] = 1
-    with pytest.raises(ValueError, match=r"edge|colour"):
+    else:
+        parameters["rim_mm"] = ["1e-1", 2] if change == "of a wrong type" else [1, 2, 3]
+    with pytest.raises(ValueError, match=r"^PhantomParameters: (edge|sites\.0\.colour|rim_mm)[^\n]*$"):
         phantom_anatomy.PhantomParameters.from_mapping(parameters)
 
 
