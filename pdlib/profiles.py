@@ -291,7 +291,6 @@ class Members(Section):
     sizes: Counts
     draws: Count
     agreement_methods: tuple[MethodName, ...]
-    agreement_size: Count
     calibration_bins: Count
 
     @model_validator(mode="after")
@@ -373,14 +372,18 @@ class Profile(Section):
             raise ValueError(f"fold {self.fold}: there are folds 0 to {self.data.folds - 1}")
         if self.chain.t_stop not in self.truncation.t_stops and "addpm" in self.comparison.methods:
             raise ValueError(f"truncation.t_stops: ADDPM of Table 1 stops at chain.t_stop {self.chain.t_stop}")
-        rows = {*self.comparison.methods, *self.fewer_calls.starts}
-        if "tdpm" in rows and not {self.chain.t_prime, *self.comparison.t_prime_candidates} <= {*self.tdpm.t_primes}:
+        if "tdpm" in self.rows and not {self.chain.t_prime, *self.comparison.t_prime_candidates} <= {*self.tdpm.t_primes}:
             raise ValueError("tdpm.t_primes: a generator is needed for chain.t_prime and each of t_prime_candidates")
         for name, noisy in (("denoiser", self.denoiser), ("wolleb2021", self.wolleb2021)):
             learned = noisy.vlb_weight is not None
             if learned != (name == "wolleb2021"):
                 raise ValueError(f"{name}.vlb_weight: belongs to wolleb2021 alone")
         return self
+
+    @property
+    def rows(self) -> set[str]:
+        """Every row of Table 1 that some notebook scores."""
+        return {*self.comparison.methods, *self.fewer_calls.starts, *self.members.agreement_methods}
 
     @cached_property
     def interval(self) -> dict[str, float]:

@@ -1,100 +1,152 @@
-"""A row of Table 1 carried out: the registry's entry, a profile's plan and a run's weights make its scores."""
+"""A row of Table 1 made ready: the registry's entry and a profile's settings, with the networks of a run."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from pdlib.diffusion.sampler import Chain
-from pdlib.diffusion.schedule import scale_t_prime
+from pdlib.inference.chains import chain_of
 from pdlib.inference.slices import OnBatch
-from pdlib.methods import METHODS, PRESEGMENTER, Method
-from pdlib.study.experiment import Denoiser, Run, chain_members, chain_rows, draws, segmenter_rows
+from pdlib.methods import METHODS, PRESEGMENTER, Method, rule_key
+from pdlib.study.cache import Drawn
+from pdlib.study.members import TrainedChain, chain_members, draws, silent, starts
+from pdlib.study.rows import members_rows
+from pdlib.study.run import Run
+from pdlib.training.weights import Weights
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a profile runs the rows: all that they have in common.
+class Row:
+    """A row of Table 1.
 
     Args:
-        presegmenter: the architecture that gives the pre-segmentations.
-        deep_ensemble_seeds: seeds of the networks that vote together.
-        ensemble_size: members of a stochastic row.
-        t_stop: where ADDPM leaves the chain, in the paper's steps.
-        paper_steps: T of the paper; its T' and t_stop are scaled from it to the denoiser's own T.
-        stride, step, eta, convention: of every chain (see `sampler.Chain`).
+        run: whose networks it takes.
+        name: a key of METHODS.
+        sources: the weights that it begins with: none, one, or one of each seed.
+        trained: its chain with its networks; None for a segmenter by itself.
+        size: members that it draws from each of its sources.
+        start: what its chain starts from, as the tables name it.
     """
 
-    presegmenter: str
-    deep_ensemble_seeds: list[int]
-    ensemble_size: int
-    t_stop: int
-    paper_steps: int
-    stride: int
-    step: str
-    eta: float
-    convention: str
+    run: Run
+    name: str
+    sources: tuple[Weights, ...]
+    trained: TrainedChain | None
+    size: int
+    start: str = ""
 
-    def chain(self, method: Method, t_prime: int, steps: int) -> Chain:
-        """The chain of a row; t_prime is the paper's, and means nothing to a row that starts from pure noise."""
-        count = steps if method.start == "gaussian" else scale_t_prime(t_prime, self.paper_steps, steps)
-        how = (count, self.stride, self.step, self.eta, self.convention)
-        stop = scale_t_prime(self.t_stop, self.paper_steps, steps) if method.finish == "one_step" else 0
-        return Chain(method.start, method.finish, *how, stop)
+    @classmethod
+    def of(cls, run: Run, name: str, size: int | None = None, **changes) -> "Row":
+        """The row called name, as the profile has it.
 
-    def size(self, method: Method) -> int:
-        """Members that a row draws from each of its networks."""
-        return self.ensemble_size if method.members == "ensemble" else 1
+        changes: of its chain's settings, such as t_prime=500 (in the paper's steps), rule="ddim", eta=0.0, calls=10;
+        size: members of a stochastic row. ValueError for a name that is no row.
+        """
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}: choose one of {list(METHODS)}")
+        method, settings = METHODS[name], run.profile.chain
+        settings = type(settings).model_validate({**settings.model_dump(), **changes})
+        size = (size or run.profile.ensemble.size) if method.members == "ensemble" else 1
+        sources = _sources(run, method, settings.t_prime)
+        if method.start is None:
+            return cls(run, name, sources, None, size)
+        denoiser = run.weights(method.denoiser)
+        chain = chain_of(method, settings, denoiser.card["diffusion"]["schedule"]["steps"])
+        refine = run.weights(refine_name(settings.t_stop, method.mask_only)) if chain.t_stop else None
+        start = "noise" if method.start == "gaussian" else "best"
+        return cls(run, name, sources, TrainedChain(chain, denoiser, refine), size, start)
 
-    def sources(self, run: Run, method: Method, t_prime: int) -> list[Path]:
-        """The weights that a row begins with: none, one, or one of each seed. A TDPM generator belongs to its T'."""
-        if method.source is None:
-            return []
-        name = self.presegmenter if method.source == PRESEGMENTER else method.source
-        seeds = self.deep_ensemble_seeds if method.members == "seeds" else [0]
-        suffixes = [f"{t_prime:04d}"] if method.start == "given" else seeds
-        return [best(run, f"{name}_{suffix}") for suffix in suffixes]
+    def starting_from(self, source: Weights | None, start: str) -> "Row":
+        """The same row from another pre-segmentation (None: an empty one), and what the tables call that."""
+        return replace(self, sources=() if source is None else (source,), start=start)
+
+    @property
+    def chain(self) -> Chain:
+        """Its chain; ValueError for a segmenter by itself."""
+        if self.trained is None:
+            raise ValueError(f"{METHODS[self.name].title}: a row without a chain")
+        return self.trained.chain
+
+    @property
+    def source(self) -> Weights | None:
+        """What its chain starts from; None: nothing."""
+        return self.sources[0] if self.sources else None
+
+    def members(self, subject: str, on_batch: OnBatch = silent, count: int | None = None) -> Drawn:
+        """Its members for a subject, [E, Z, Y, X] in 0..1, or the first count; the cost leaves out a chain's start."""
+        count = count or self.size
+        if self.trained is not None:
+            return chain_members(self.run, self.trained, self.source, subject, count, on_batch)
+        parts = [draws(self.run, weights, subject, count, on_batch) for weights in self.sources]
+        calls, seconds = sum(part.calls for part in parts), sum(part.seconds for part in parts)
+        return Drawn(np.concatenate([part.values for part in parts]), calls, seconds)
+
+    def starts(self, subject: str, count: int | None = None) -> Drawn:
+        """What its chain starts from, [1 or E, Z, Y, X], with the cost."""
+        return starts(self.run, self.source, subject, count or self.size)
+
+    def scores(self, split: str, on_batch: OnBatch = silent) -> pd.DataFrame:
+        """Its scores for every subject of a split, as result rows; the cost counts all members and their starts."""
+        rows = []
+        for subject in self.run.subjects(split):
+            members = self.members(subject, on_batch)
+            before = self.starts(subject) if self.trained else Drawn(members.values[:0], 0, 0.0)
+            cost = {"nfe": before.calls + members.calls, "seconds": before.seconds + members.seconds}
+            rows.append(members_rows(self.run, members.values, subject, split=split, **self.about, **cost))
+        return pd.concat(rows, ignore_index=True)
+
+    @property
+    def about(self) -> dict:
+        """The columns that tell this row's scores from another's."""
+        if self.trained is None:
+            return {"method": self.name, "start": self.start}
+        chain = self.chain
+        return {
+            "method": self.name,
+            "start": self.start,
+            "rule": rule_key(chain.rule, chain.eta, chain.finish),
+            "calls": len(chain.indices),
+            "t_prime": chain.t_prime,
+            "t_stop": chain.t_stop or None,
+        }
+
+    @property
+    def key(self) -> dict:
+        """The columns that its chain fills, for the tables: what selects this row's scores and no other's."""
+        return {column: value for column, value in self.about.items() if value not in (None, "")}
+
+    def jump(self) -> "Row":
+        """The same start, left by the jump to x_start after a single call."""
+        chain = replace(self.chain, finish="x0_jump", calls=1)
+        return replace(self, trained=replace(self.trained, chain=chain))
+
+    def calls_per_member(self) -> int:
+        """Network calls on a slice that a member costs, its start left out: what a progress bar counts."""
+        return len(self.chain.indices) + (self.trained.refine is not None) if self.trained else 1
 
 
-def best(run: Run, training: str) -> Path:
-    """The best weights of a training."""
-    return run.place.weights(training) / "best.safetensors"
+def scores_of(rows: Iterable[Row], split: str, on_batch: OnBatch = silent) -> pd.DataFrame:
+    """Scores of several rows for every subject of a split."""
+    return pd.concat([row.scores(split, on_batch) for row in rows], ignore_index=True)
 
 
-def method_rows(run: Run, name: str, *, plan: Plan, t_prime: int, split: str, on_batch: OnBatch) -> pd.DataFrame:
-    """Scores of one row (a key of `methods.METHODS`) for every subject of a split; t_prime is the paper's.
-
-    ValueError for a name that is no row.
-    """
-    method = _method(name)
-    sources = plan.sources(run, method, t_prime)
-    common = {"method": name, "split": split, "ensemble_size": plan.size(method), "on_batch": on_batch}
-    if method.start is None:
-        return segmenter_rows(run, sources, **common)
-    denoiser, chain, last = _chain(run, method, plan, t_prime)
-    return chain_rows(run, denoiser, chain, *(sources or [None]), one_step=last, **common)
+def refine_name(t_stop: int, mask_only: bool) -> str:
+    """The training of ADDPM's last network for a t_stop of the paper."""
+    return f"one_step_{t_stop:04d}{'_mask' if mask_only else ''}"
 
 
-def method_members(run: Run, name: str, *, plan: Plan, t_prime: int, subject: str, on_batch: OnBatch) -> np.ndarray:
-    """The members that one row of Table 1 has for a subject, [E, Z, Y, X] in 0..1; arguments as in `method_rows`."""
-    method = _method(name)
-    sources, size = plan.sources(run, method, t_prime), plan.size(method)
-    if method.start is None:
-        return np.concatenate([draws(run, path, subject, size, on_batch).values for path in sources])
-    denoiser, chain, last = _chain(run, method, plan, t_prime)
-    return chain_members(run, denoiser, chain, *(sources or [None]), subject, size, on_batch, last).values
+def tdpm_name(t_prime: int) -> str:
+    """The training of TDPM's generator for a T' of the paper."""
+    return f"tdpm_{t_prime:04d}"
 
 
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: choose one of {list(METHODS)}")
-    return METHODS[name]
-
-
-def _chain(run: Run, method: Method, plan: Plan, t_prime: int) -> tuple[Denoiser, Chain, Path | None]:
-    """A row's denoiser, its chain, and the weights of its last network if it needs one."""
-    denoiser = Denoiser.load(run, method.denoiser)
-    chain = plan.chain(method, t_prime, denoiser.diffusion.schedule.steps)
-    training = f"one_step_{plan.t_stop:04d}{'_mask' if method.mask_only else ''}"
-    return denoiser, chain, best(run, training) if chain.t_stop else None
+def _sources(run: Run, method: Method, t_prime: int) -> tuple[Weights, ...]:
+    if method.source is None:
+        return ()
+    if method.start == "given":
+        return (run.weights(tdpm_name(t_prime)),)
+    name = run.profile.comparison.presegmenter if method.source == PRESEGMENTER else method.source
+    seeds = run.profile.comparison.deep_ensemble_seeds if method.members == "seeds" else (0,)
+    return tuple(run.weights(f"{name}_{seed}") for seed in seeds)

@@ -1,0 +1,21 @@
+"""A row of Table 1 as a chain: the one place where registry and settings meet."""
+
+from pdlib.diffusion.sampler import Chain
+from pdlib.diffusion.schedule import calls_of_stride, scale_t_prime
+from pdlib.methods import Method
+from pdlib.profiles import ChainSettings
+
+
+def chain_of(method: Method, settings: ChainSettings, steps: int) -> Chain:
+    """The chain of a row on a schedule of `steps` steps, to which the paper's T' and t_stop are scaled.
+
+    A row that starts from pure noise starts at the schedule's end, whatever T'. ValueError for a row without a chain.
+    """
+    if method.start is None:
+        raise ValueError(f"{method.title}: a row without a chain")
+    t_prime = steps if method.start == "gaussian" else scale_t_prime(settings.t_prime, settings.paper_steps, steps)
+    t_stop = scale_t_prime(settings.t_stop, settings.paper_steps, steps) if method.finish == "one_step" else 0
+    calls = settings.calls or calls_of_stride(t_prime, settings.stride, t_stop)
+    if method.finish == "x0_jump":
+        calls = 1
+    return Chain(method.start, method.finish, t_prime, calls, settings.rule, settings.eta, settings.convention, t_stop)

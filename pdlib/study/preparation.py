@@ -1,0 +1,88 @@
+"""What notebook 01 does with a profile: write the phantom, measure it, leave a summary for all later notebooks."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from pdlib.data import phantom
+from pdlib.data.wmh import Volume
+from pdlib.evaluation import records
+from pdlib.inference.precision import fast_precision
+from pdlib.paths import CONFIGS, ROOT, Layout, write_whole
+from pdlib.profiles import Profile
+
+RECIPE = CONFIGS / "phantom.yaml"
+BRIGHT = np.linspace(0.8, 0.999, 30)  # quantiles of the brain's FLAIR that an oracle's threshold is looked for at
+
+
+def phantom_folder(place: Layout, profile: Profile) -> Path:
+    """Where a profile's phantom lies: another place for every other recipe."""
+    described = json.dumps([_recipe()["phantom"], _settings(profile)], sort_keys=True)
+    return place.trained.shared.runs / f"phantom-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
+
+
+def write_phantom(root: Path | str, profile: Profile) -> None:
+    """Write a profile's phantom; cases that are complete stay."""
+    recipe = _recipe()["phantom"]
+    with tqdm(total=profile.data.cases_per_site * len(recipe["sites"]), unit="case") as bar:
+        phantom.write_phantom(
+            root,
+            **_settings(profile),
+            parameters=recipe,
+            workers=profile.machine.workers,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+
+
+def calibration(root: Path | str) -> pd.DataFrame:
+    """What a phantom measures beside the targets of real lesions."""
+    return phantom.phantom_calibration(root, _recipe()["targets"])
+
+
+def best_threshold_dice(volume: Volume) -> float:
+    """The Dice of the best FLAIR threshold of a case, chosen with the reference in hand."""
+    flair, reference = volume.image[0][~volume.ignore], volume.mask[~volume.ignore] == 1
+    levels = np.quantile(volume.image[0][volume.brain], BRIGHT)
+    bright = [flair > level for level in levels]
+    return max(2 * (reference & found).sum() / (reference.sum() + found.sum()) for found in bright)
+
+
+def data_stamp(profile: Profile, fingerprint: str, phantom: bool) -> dict:
+    """The provenance of a table that tells of the data alone."""
+    about = {"seed": profile.seed, "data_fingerprint": fingerprint, "phantom": phantom}
+    return records.stamp(root=ROOT, device="cpu", profile=profile.name, changes=profile.changes, **about)
+
+
+def write_summary(
+    place: Layout, profile: Profile, root: str, fingerprint: str, phantom: bool, threshold_dice: float
+) -> None:
+    """Leave what every later notebook of this run reads (see `run.Run`)."""
+    summary = {
+        "root": str(root),
+        "fingerprint": fingerprint,
+        "clip_percentiles": list(profile.data.clip_percentiles),
+        "phantom": phantom,
+        "cpu_precision": fast_precision(torch.device("cpu")),
+        "threshold_dice": float(threshold_dice),
+    }
+    write_whole(place.cases, json.dumps(summary, indent=1))
+
+
+def _recipe() -> dict:
+    return yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+
+
+def _settings(profile: Profile) -> dict:
+    data = profile.data
+    return {
+        "cases_per_site": data.cases_per_site,
+        "seed": profile.seed,
+        "grid_scale": list(data.grid_scale),
+        "label2_fraction": data.label2_fraction,
+    }

@@ -1,0 +1,238 @@
+"""One fold of one profile: where things lie, which cases it has, and the networks trained on them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from pdlib.data import folds as splits
+from pdlib.data import wmh
+from pdlib.diffusion.sampler import Diffusion, build_diffusion
+from pdlib.evaluation import records
+from pdlib.inference.precision import Compute, choose_device, fast_precision
+from pdlib.inference.volumes import Subject
+from pdlib.inference.window import brain_slices
+from pdlib.networks.prepared import PreparedDenoiser
+from pdlib.paths import ROOT, Layout
+from pdlib.profiles import Profile, load_profile
+from pdlib.training.bank import SliceBank
+from pdlib.training.weights import Weights, load_weights
+from pdlib.workflow import needed, place_of, require
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a notebook works with.
+
+    Args:
+        profile: every setting.
+        place: the folders of the test fold.
+        data: what the first notebook recorded: root, fingerprint, clip_percentiles, phantom (bool), cpu_precision,
+            threshold_dice.
+        compute: device, precision and batch size.
+    """
+
+    profile: Profile
+    place: Layout
+    data: Mapping
+    compute: Compute
+
+    @classmethod
+    def open(
+        cls,
+        notebook: str,
+        profile: str,
+        fold: int | None = None,
+        out: str = "",
+        changes: Mapping | None = None,
+    ) -> "Run":
+        """The run that a notebook belongs to; the earlier notebooks run first where they have not.
+
+        fold None is the profile's own; out "" is $PDLIB_OUT or the repository. ProfileError for settings that cannot be
+        used.
+        """
+        settings = load_profile(profile, changes)
+        place = place_of(settings, out, fold)
+        require(place, settings, needed(notebook, settings))
+        return cls.at(place, settings)
+
+    @classmethod
+    def at(cls, place: Layout, profile: Profile) -> "Run":
+        """The run at a place where the data have been prepared."""
+        data = json.loads(place.cases.read_text(encoding="utf-8"))
+        machine, device = profile.machine, choose_device(profile.machine.device)
+        precision = machine.precision
+        if precision == "auto":  # a CPU's was measured once, for all jobs of the run
+            precision = data["cpu_precision"] if device.type == "cpu" else fast_precision(device)
+        return cls(profile, place, data, Compute(device, precision, machine.batch_size))
+
+    @property
+    def fold(self) -> int:
+        """The test fold."""
+        return self.place.fold
+
+    @property
+    def seed(self) -> int:
+        """Of the chains' noise."""
+        return self.profile.seed
+
+    @property
+    def note(self) -> str:
+        """What stands in the corner of a figure: "phantom", or nothing for real data."""
+        return "phantom" if self.data["phantom"] else ""
+
+    @property
+    def whose(self) -> str:
+        """Whose scores a table shows: data, profile, number of test subjects."""
+        data = self.note or "real data"
+        return f"{data}, profile {self.place.profile}, {len(self.subjects('test'))} test subjects"
+
+    def subjects(self, split: str) -> list[str]:
+        """Subjects of "train", "validation" or "test"."""
+        return self._splits[split]
+
+    def spread(self, split: str, count: int) -> list[str]:
+        """A few subjects of a split, spread over its order and so over the sites; all of them where it has no more."""
+        subjects = self.subjects(split)
+        places = np.linspace(0, len(subjects) - 1, min(count, len(subjects))).round().astype(int)
+        return [subjects[i] for i in places]
+
+    def site(self, subject: str) -> str:
+        """The site of a subject."""
+        return self._folds.set_index("subject")["site"][subject]
+
+    @cached_property
+    def _folds(self) -> pd.DataFrame:
+        return records.read_table(self.place.folds)
+
+    @cached_property
+    def _splits(self) -> dict[str, list[str]]:
+        return splits.split_subjects(self._folds, test_fold=self.fold)
+
+    def volume(self, subject: str) -> wmh.Volume:
+        """A case, read and normalised (kept in memory)."""
+        return _read_case(self.data["root"], subject, tuple(self.data["clip_percentiles"]))
+
+    def subject(self, name: str) -> Subject:
+        """A case with what its random streams and its window need."""
+        return Subject(self.volume(name), name, self.seed, self.profile.data.multiple)
+
+    def raters(self, subject: str) -> dict[str, np.ndarray]:
+        """Further raters' labels of a subject, [Z, Y, X] each, by the observer's name; none where there are none."""
+        case = _cases(self.data["root"])[subject]
+        return wmh.read_raters(self.data["root"], case, self.volume(subject).grid)
+
+    def labels(self, subject: str) -> np.ndarray:
+        """A subject's reference [Z, Y, X] with 1 = lesion, 2 = other pathology."""
+        volume = self.volume(subject)
+        return volume.mask + 2 * volume.ignore.astype(np.uint8)
+
+    def slice_count(self, *parts: str) -> int:
+        """Brain slices of some splits: what a progress bar over network calls needs."""
+        names = [name for part in parts for name in self.subjects(part)]
+        return sum(int(self.volume(name).brain.any(axis=(1, 2)).sum()) for name in names)
+
+    def training_slices(self) -> SliceBank:
+        """All brain slices of the training subjects."""
+        images, masks = [], []
+        for subject in self.subjects("train"):
+            volume = self.volume(subject)
+            image, window = brain_slices(volume, 1)
+            images += list(image)
+            masks += list(torch.from_numpy(window.cut(volume.mask)).float()[:, None])
+        return SliceBank(images, masks)
+
+    def weights(self, training: str, checkpoint: str = "best") -> Weights:
+        """A training's weights, read once. ValueError, naming the file, for those of other subjects than this fold's,
+        and for the best of a training that has not ended.
+
+        A run with changed settings takes the profile's where it has none of its own and the changes leave them alone.
+        """
+        path = self.place.weights(training) / f"{checkpoint}.safetensors"
+        if not path.exists():
+            path = self.place.trained.weights(training) / f"{checkpoint}.safetensors"
+        weights = load_weights(path)
+        if checkpoint == "best":
+            weights.require_finished()
+        for split in ("train", "validation"):
+            if weights.card["data"][split] != self.subjects(split):
+                raise ValueError(f"{path}: its {split} subjects are not those of fold {self.fold}")
+        return weights
+
+    def network(self, weights: Weights, *kinds: str) -> nn.Module:
+        """The network of some weights on this run's device, built once; ValueError if it is of none of these kinds."""
+        weights.require_kind(*kinds)
+        return _built(weights, self.compute.device)
+
+    def denoiser(self, weights: Weights) -> PreparedDenoiser:
+        """A trained denoiser, prepared for sampling once."""
+        weights.require_kind("denoiser")
+        return _prepared(weights, self.compute)
+
+    def prepare(self, network: nn.Module, t_max: int) -> PreparedDenoiser:
+        """A denoiser as it stands now, ready to be sampled with from any index below t_max."""
+        return PreparedDenoiser(network, t_max, self.compute.precision)
+
+    def stamp(self) -> dict:
+        """The provenance of a table that this run writes."""
+        return records.stamp(
+            root=ROOT,
+            device=torch.cuda.get_device_name() if self.compute.device.type == "cuda" else "cpu",
+            seed=self.seed,
+            data_fingerprint=self.data["fingerprint"],
+            phantom=self.data["phantom"],
+            profile=self.place.profile,
+            changes=self.profile.changes,
+        )
+
+    def write(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Write a table below results/ with this run's stamp; the kept table (see `records.write_table`)."""
+        return records.write_table(self.place.results / f"{name}.csv", frame, self.stamp())
+
+    def data_card(self) -> dict:
+        """What a network's card tells of its data: which they were, and what `segment` needs to make others alike."""
+        spacings = np.array([self.volume(subject).spacing_mm[1:] for subject in self.subjects("train")])
+        return {
+            "fingerprint": self.data["fingerprint"],
+            "phantom": self.data["phantom"],
+            "train": self.subjects("train"),
+            "validation": self.subjects("validation"),
+            "precision": self.compute.precision,
+            "clip_percentiles": self.data["clip_percentiles"],
+            "multiple": self.profile.data.multiple,
+            "in_plane_mm": {
+                "low": spacings.min(axis=0).tolist(),
+                "median": np.median(spacings, axis=0).tolist(),
+                "high": spacings.max(axis=0).tolist(),
+            },
+        }
+
+
+def diffusion_of(weights: Weights) -> Diffusion:
+    """What a denoiser was trained with, from its card."""
+    return build_diffusion(**weights.card["diffusion"])
+
+
+@lru_cache(maxsize=24)
+def _built(weights: Weights, device: torch.device) -> nn.Module:
+    return weights.build(device, weights.card["kind"])
+
+
+@lru_cache(maxsize=8)
+def _prepared(weights: Weights, compute: Compute) -> PreparedDenoiser:
+    return PreparedDenoiser(_built(weights, compute.device), weights.card["t_max"], compute.precision)
+
+
+@cache
+def _cases(root: str) -> dict[str, wmh.Case]:
+    return {case.subject: case for case in wmh.find_cases(root)}
+
+
+@cache
+def _read_case(root: str, subject: str, clip_percentiles: tuple[float, float]) -> wmh.Volume:
+    return wmh.read_case(_cases(root)[subject], clip_percentiles=clip_percentiles)
