@@ -233,8 +233,9 @@ def _brain(
 
 
 def _require_utf8(case: Case) -> None:
+    """Also of the folders above, which stand in notebooks and in the table of what a run was made from."""
     try:
-        f"{case.site}/{case.subject}".encode()
+        os.path.abspath(case.folder).encode()
     except UnicodeEncodeError:
         raise CaseError.of(case.folder, "the folder's name is not UTF-8: rename it") from None
 

@@ -254,6 +254,7 @@ def test_a_name_that_is_not_utf8_is_refused_as_data(case, tmp_path):
     assert subject == "training/M\udcfcller/7"
     assert cause == rf"{tmp_path}/training/M\udcfcller/7: the folder's name is not UTF-8: rename it"
     assert cause.isascii()
+    assert refusals(folder.parent).keys() == {"7"}
 
 
 def test_a_line_break_in_a_name_stays_in_its_line(tmp_path):
