@@ -5,17 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from pdlib.diffusion.codec import build_codec
-from pdlib.diffusion.sampler import Chain
-from pdlib.inference import volumes as inference
-from pdlib.inference.volumes import Window, brain_slices, combine, draw_member, sample_members
+from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
+from pdlib.inference.precision import Compute
+from pdlib.inference.volumes import Subject, combine, draw_member, sample_members
+from pdlib.inference.window import Window, brain_slices
 from pdlib.kernels import noise
-from pdlib.training.fit import read_weights
+from pdlib.networks.prepared import PreparedDenoiser
+from pdlib.training.weights import load_weights
 
-CHAIN = Chain("preseg", "run_to_zero", 4, 1, "ddpm", 1.0, "consistent")
+CHAIN = Chain("preseg", "run_to_zero", 4, 4, "ddpm", 1.0, "consistent")
 DEVICE = torch.device("cpu")
 
 
@@ -73,24 +74,17 @@ class Logit(nn.Module):
         return self.value.expand(len(image), 1, *image.shape[2:])
 
 
-def segment(network, volume, **changes):
-    settings = {"subject": "Utrecht/7", "seed": 0, "member": 0}
-    settings |= {"multiple": 4, "batch_size": 2, "precision": "32-true", "on_batch": lambda images: None}
-    return draw_member(network, volume, **(settings | changes))
+def segment(network, volume, *, name="Utrecht/7", seed=0, member=0, batch_size=2, on_batch=lambda images: None):
+    compute = Compute(DEVICE, "32-true", batch_size)
+    return draw_member(network, Subject(volume, name, seed, 4), member, compute, on_batch)
 
 
-def draw(network, volume, start, setting, **changes):
-    settings = {
-        "chain": CHAIN,
-        "diffusion": setting,
-        "one_step": None,
-        "subject": "Utrecht/7",
-        "seed": 0,
-        "members": range(2),
-    }
-    settings |= {"multiple": 4, "batch_size": 4, "precision": "32-true", "on_batch": lambda images: None}
+def draw(
+    sampler, volume, start, *, name="Utrecht/7", seed=0, members=range(2), multiple=4, batch_size=4, on_batch=None
+):
     starts = start.reshape(-1, *volume.brain.shape)  # one, or one a member
-    return sample_members(network, volume, starts, **(settings | changes))
+    subject, compute = Subject(volume, name, seed, multiple), Compute(DEVICE, "32-true", batch_size)
+    return sample_members(sampler, subject, starts, members, compute, on_batch or (lambda images: None))
 
 
 @pytest.fixture
@@ -99,15 +93,17 @@ def preseg(volume):
 
 
 @pytest.fixture(scope="module")
-def denoiser(networks):
-    """The network after two updates, and its diffusion."""
-    network, card = inference.load_denoiser(networks.place.weights("denoiser") / "best.safetensors", DEVICE, "32-true")
-    return network, inference.build_diffusion(**card["diffusion"])
+def sampler(networks):
+    """The denoiser after two updates, in a chain."""
+    weights = load_weights(networks.place.weights("denoiser") / "best.safetensors")
+    diffusion = build_diffusion(**weights.card["diffusion"])
+    denoiser = PreparedDenoiser(weights.build(DEVICE, "denoiser"), diffusion.schedule.steps, "32-true")
+    return Sampler(denoiser, diffusion, CHAIN)
 
 
 @pytest.fixture(scope="module")
 def segmenter(networks):
-    return inference.load_segmenter(networks.preseg, DEVICE)[0]
+    return load_weights(networks.preseg).build(DEVICE, "segmenter")
 
 
 def test_every_brain_voxel_is_segmented_and_no_other(volume):
@@ -116,28 +112,27 @@ def test_every_brain_voxel_is_segmented_and_no_other(volume):
     np.testing.assert_allclose(found, volume.brain / (1 + np.exp(-1.0)), rtol=1e-6)
 
 
-def test_members_lie_in_the_brain_and_in_range(volume, preseg, denoiser):
-    members = draw(denoiser[0], volume, preseg, denoiser[1]).values
+def test_members_lie_in_the_brain_and_in_range(volume, preseg, sampler):
+    members = draw(sampler, volume, preseg).values
     assert members.shape == (2, *volume.brain.shape) and members.dtype == np.float32
     assert members.min() == 0 and members.max() <= 1 and not members[:, ~volume.brain].any()
     assert np.abs(members[0] - members[1])[volume.brain].max() > 1e-3, "members have noise of their own"
 
 
-@pytest.mark.parametrize("step", ["ddpm", "ddim"])
+@pytest.mark.parametrize("rule", ["ddpm", "ddim"])
 @pytest.mark.parametrize("start", ["preseg", "gaussian"])
-def test_members_depend_neither_on_the_batch_nor_on_each_other(volume, preseg, denoiser, start, step):
-    network, setting = denoiser
-    chain = replace(CHAIN, start=start, step=step)
-    five = draw(network, volume, preseg, setting, chain=chain, members=range(5)).values
+def test_members_depend_neither_on_the_batch_nor_on_each_other(volume, preseg, sampler, start, rule):
+    sampler = replace(sampler, chain=replace(CHAIN, start=start, rule=rule))
+    five = draw(sampler, volume, preseg, members=range(5)).values
     for batch_size in (1, 7, 100):
-        other = draw(network, volume, preseg, setting, chain=chain, members=range(5), batch_size=batch_size).values
+        other = draw(sampler, volume, preseg, members=range(5), batch_size=batch_size).values
         np.testing.assert_allclose(other, five, atol=1e-6)
     for members in (range(3), range(3, 5)):
-        part = draw(network, volume, preseg, setting, chain=chain, members=members).values
+        part = draw(sampler, volume, preseg, members=members).values
         np.testing.assert_allclose(part, five[list(members)], atol=1e-6)
 
 
-def test_a_slice_depends_on_itself_alone(volume, preseg, denoiser, segmenter):
+def test_a_slice_depends_on_itself_alone(volume, preseg, sampler, segmenter):
     changed, other = volume.image.copy(), preseg.copy()
     changed[:, 2] += 1
     other[2] = 1 - other[2]
@@ -145,8 +140,8 @@ def test_a_slice_depends_on_itself_alone(volume, preseg, denoiser, segmenter):
     pairs = [
         (segment(segmenter, volume).values, segment(segmenter, elsewhere).values),
         (
-            draw(denoiser[0], volume, preseg, denoiser[1]).values,
-            draw(denoiser[0], elsewhere, other, denoiser[1]).values,
+            draw(sampler, volume, preseg).values,
+            draw(sampler, elsewhere, other).values,
         ),
     ]
     for before, after in pairs:
@@ -154,35 +149,34 @@ def test_a_slice_depends_on_itself_alone(volume, preseg, denoiser, segmenter):
         assert np.flatnonzero(different).tolist() == [2]
 
 
-@pytest.mark.parametrize("change", [{"subject": "Utrecht/8"}, {"seed": 1}])
-def test_subject_and_seed_change_the_noise(volume, preseg, denoiser, change):
-    network, setting = denoiser
-    first, second = draw(network, volume, preseg, setting), draw(network, volume, preseg, setting, **change)
+@pytest.mark.parametrize("change", [{"name": "Utrecht/8"}, {"seed": 1}])
+def test_subject_and_seed_change_the_noise(volume, preseg, sampler, change):
+    first, second = draw(sampler, volume, preseg), draw(sampler, volume, preseg, **change)
     assert np.abs(first.values - second.values).max() > 1e-3
 
 
-def test_the_reference_has_no_way_into_a_prediction(volume, preseg, denoiser, segmenter):
+def test_the_reference_has_no_way_into_a_prediction(volume, preseg, sampler, segmenter):
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(volume.mask.ravel()).reshape(volume.mask.shape)
     for other in (replace(volume, mask=shuffled, ignore=shuffled == 0), replace(volume, mask=None, ignore=None)):
         np.testing.assert_array_equal(segment(segmenter, other).values, segment(segmenter, volume).values)
-        with_it = draw(denoiser[0], volume, preseg, denoiser[1]).values
-        np.testing.assert_array_equal(draw(denoiser[0], other, preseg, denoiser[1]).values, with_it)
+        with_it = draw(sampler, volume, preseg).values
+        np.testing.assert_array_equal(draw(sampler, other, preseg).values, with_it)
 
 
 @pytest.mark.parametrize("codec", ["zero_one", "minus_one_one"])
-def test_a_given_state_goes_on_beyond_the_image_as_a_diffused_empty_mask(volume, denoiser, codec):
+def test_a_given_state_goes_on_beyond_the_image_as_a_diffused_empty_mask(volume, sampler, codec):
     """By hand: the state inside; outside the codec's background and the noise of the slice and member."""
-    setting = replace(denoiser[1], codec=build_codec(codec))
+    setting = replace(sampler.diffusion, codec=build_codec(codec))
     first = []
-    handle = (
-        denoiser[0]
-        .network.input_blocks[0]
-        .register_forward_pre_hook(lambda module, arguments: first.append(arguments[0][:, 2:].clone()))
+    given = replace(
+        sampler,
+        denoiser=lambda x, t: first.append(x[:, 2:].clone()) or sampler.denoiser(x, t),
+        diffusion=setting,
+        chain=replace(CHAIN, start="given"),
     )
     states = np.random.default_rng(0).standard_normal((2, *volume.brain.shape), dtype=np.float32)
-    draw(denoiser[0], volume, states, setting, chain=replace(CHAIN, start="given"), multiple=8, batch_size=6)
-    handle.remove()
+    draw(given, volume, states, multiple=8, batch_size=6)
     _, window = brain_slices(volume, 8)
     assert window.top < 0 and window.height > volume.brain.shape[1], "it sticks out on both sides"
     inside = window.cut(np.ones(volume.brain.shape, dtype=bool))[:, None]
@@ -200,18 +194,17 @@ def test_a_given_state_goes_on_beyond_the_image_as_a_diffused_empty_mask(volume,
     ("chain", "calls"),
     [
         (CHAIN, 4),
-        (replace(CHAIN, t_prime=10, start="gaussian"), 10),
-        (replace(CHAIN, t_prime=7, stride=3), 3),
-        (replace(CHAIN, t_prime=7, finish="x0_jump"), 1),
+        (replace(CHAIN, t_prime=10, calls=10, start="gaussian"), 10),
+        (replace(CHAIN, t_prime=7, calls=3), 3),
+        (replace(CHAIN, t_prime=7, calls=1, finish="x0_jump"), 1),
     ],
 )
-def test_calls_are_counted(volume, preseg, denoiser, chain, calls):
-    """By hand: T' calls, ceil(T' / stride), or one; and the progress adds up to slices x members x calls."""
-    shown = []
-    network = denoiser[0]
-    seen = []
-    handle = network.network.out.register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
-    timed = draw(network, volume, preseg, denoiser[1], chain=chain, members=range(3), on_batch=shown.append)
+def test_calls_are_counted(volume, preseg, sampler, chain, calls):
+    """As many as the chain asks for; and the progress adds up to slices x members x calls."""
+    shown, seen = [], []
+    network = sampler.denoiser.network
+    handle = network.out.register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
+    timed = draw(replace(sampler, chain=chain), volume, preseg, members=range(3), on_batch=shown.append)
     handle.remove()
     assert timed.calls == calls == len(chain.indices)
     assert sum(seen) == sum(shown) == 3 * 3 * calls and timed.seconds > 0
@@ -226,27 +219,3 @@ def test_an_ensemble_is_what_numpy_says(vote):
     np.testing.assert_array_equal(found.mask, votes)
     np.testing.assert_allclose(found.mean, members.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found.variance, members.astype(float).var(axis=0), atol=1e-7)
-
-
-def test_weights_come_back_with_their_card(networks, denoiser, segmenter):
-    path = networks.place.weights("denoiser") / "best.safetensors"
-    stored, card = read_weights(path)
-    assert card["diffusion"] == networks.diffusion and card["sampling"] == networks.sampling
-    loaded = inference.load_network(path, torch.device("cpu"), "denoiser")[0].state_dict()
-    assert loaded.keys() == stored.keys() and all(torch.equal(stored[name], value) for name, value in loaded.items())
-    prepared = denoiser[0].network.state_dict()
-    assert all(torch.equal(stored[name], prepared[name]) for name in stored.keys() & prepared.keys())
-    for network in (denoiser[0].network, segmenter):
-        assert not network.training and not any(p.requires_grad for p in network.parameters())
-
-
-def test_wrong_weights_are_refused_by_name(networks, tmp_path):
-    path = networks.place.weights("denoiser") / "best.safetensors"
-    with pytest.raises(ValueError, match=f"{path}: holds a denoiser, not a segmenter"):
-        inference.load_segmenter(path, DEVICE)
-    with pytest.raises(ValueError, match=f"{networks.preseg}: holds a segmenter, not a denoiser"):
-        inference.load_denoiser(networks.preseg, DEVICE, "32-true")
-    foreign = tmp_path / "best.safetensors"
-    save_file({"a": torch.zeros(1)}, foreign, metadata={"card": '{"kind": "segmenter", "network": {"name": "unet"}}'})
-    with pytest.raises(ValueError, match=f"{foreign}: weights and card do not fit"):
-        inference.load_segmenter(foreign, DEVICE)
