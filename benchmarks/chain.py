@@ -1,7 +1,7 @@
 """What a volume costs: beside two libraries; against T', members, slice size and width; and outside the network.
 
-The libraries' chains are loops as their users write them, each at the setting that `benchmarks.step`, which has to run
-first, found quickest. They visit the same indices, and each of their steps goes from t to t - 1, whatever the stride.
+The libraries' chains are loops as their users write them, each at the setting that `benchmarks.step` found fastest; run
+that first. They visit the same indices, and each of their steps goes from t to t - 1, however far apart these are.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,25 @@ import torch
 
 from benchmarks.step import DIFFUSION, LIBRARIES, SCHEDULE, TOLERANCE, library_chain, randomise
 from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
-from pdlib.diffusion.sampler import Chain
+from pdlib.diffusion.sampler import Chain, Sampler
+from pdlib.diffusion.schedule import calls_of_stride
 from pdlib.evaluation import records
+from pdlib.inference.precision import Compute
 from pdlib.inference.slices import sample_slices
 from pdlib.kernels import noise
-from pdlib.networks.guided_unet import GuidedUNet, PreparedDenoiser
+from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.prepared import PreparedDenoiser
 from pdlib.paths import BENCHMARKS
 
 SLICES = 83 if PRESET == "paper" else 8
-BASE = Chain("preseg", "run_to_zero", 300, 10 if PRESET == "paper" else 100, "ddim", 1.0, "consistent")
+STRIDE = 10 if PRESET == "paper" else 100
+BASE = Chain("preseg", "run_to_zero", 300, calls_of_stride(300, STRIDE), "ddim", 1.0, "consistent")
 MEMBERS = 5 if PRESET == "paper" else 2
 BATCH = 83 if PRESET == "paper" else 16
 
 
 class Instant(PreparedDenoiser):
-    """A network that answers at once: what a step costs outside the network."""
+    """A network that computes nothing: what a step costs outside the network."""
 
     def __init__(self, network: GuidedUNet, output: torch.Tensor):
         super().__init__(network, 1, "32-true")
@@ -42,22 +46,17 @@ def volume(denoise, size: tuple[int, int], chain: Chain, members: int) -> np.nda
     """All members of all slices of a volume."""
     image, start = torch.zeros(SLICES, 2, *size), torch.zeros(1, SLICES, 1, *size)
     member, number = torch.meshgrid(torch.arange(members), torch.arange(SLICES), indexing="ij")
-    return sample_slices(
-        denoise,
-        image,
-        start,
-        noise.subject_streams(0, "bench", number, member),
-        chain=chain,
-        diffusion=DIFFUSION,
-        one_step=None,
-        batch_size=BATCH,
-        precision="32-true",
-        on_batch=lambda images: None,
-    ).values
+    streams, compute = noise.subject_streams(0, "bench", number, member), Compute(DEVICE, "32-true", BATCH)
+    return sample_slices(Sampler(denoise, DIFFUSION, chain), image, start, streams, compute, lambda images: None).values
+
+
+def from_t_prime(t_prime: int) -> Chain:
+    """The base case's chain from another T', its calls as far apart."""
+    return replace(BASE, t_prime=t_prime, calls=calls_of_stride(t_prime, STRIDE))
 
 
 def library_volume(system: str, options: dict, size: tuple[int, int]) -> tuple[Callable[[], torch.Tensor], float]:
-    """The same by a library, and its network's error; ValueError where that is wrong in the quickest setting."""
+    """The same by a library, and its network's error; ValueError where that is wrong in the fastest setting."""
     steps = records.read_table(BENCHMARKS / f"bench_step_{DEVICE.type}.csv")
     quickest = steps[steps.system == system].sort_values("median_s").setting.iloc[0]
     network = randomise(LIBRARIES[system](options))
@@ -90,8 +89,8 @@ def main() -> None:
     cases = {
         ("as it is", "pdlib"): (denoise, size, BASE, MEMBERS),
         ("outside the network", "-"): (instant, size, BASE, MEMBERS),
-        ("T'", "100"): (denoise, size, replace(BASE, t_prime=100), MEMBERS),
-        ("T'", "600"): (denoise, size, replace(BASE, t_prime=600), MEMBERS),
+        ("T'", "100"): (denoise, size, from_t_prime(100), MEMBERS),
+        ("T'", "600"): (denoise, size, from_t_prime(600), MEMBERS),
         ("members", "1"): (denoise, size, BASE, 1),
         ("members", str(2 * MEMBERS)): (denoise, size, BASE, 2 * MEMBERS),
         ("slice", f"{larger[0]}x{larger[1]}"): (denoise, larger, BASE, MEMBERS),

@@ -7,7 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step import BATCH, INDICES, T, randomise
 from benchmarks.timing import DEVICE, ROUNDS, save, settings
-from pdlib.networks.guided_unet import GuidedUNet, PreparedDenoiser
+from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.prepared import PreparedDenoiser
 
 ACTIVITIES = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])]
 NAMES = {"aten::_convolution": "aten::mkldnn_convolution"}  # a CPU's transposed one calls no other

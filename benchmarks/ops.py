@@ -6,8 +6,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks.step import BATCH, SCHEDULE
+from benchmarks.step import BATCH, DIFFUSION, SCHEDULE
 from benchmarks.timing import DEVICE, compare, relative_error, save, settings
+from pdlib.diffusion.formulas import step_table
 from pdlib.kernels import cpu_norm, noise, ops, reference
 from pdlib.networks.guided_unet import Upsample
 
@@ -55,18 +56,16 @@ def backward_candidates(x, weight, bias, shift, residual):
 
 def chain_candidates(x, output, streams):
     """One reverse step with its noise, from index 299 to 298."""
-    table = ops.step_table(
-        SCHEDULE, [(299, 298)], prediction="eps", step="ddpm", eta=1.0, clamp=(0.0, 1.0), device=DEVICE
-    )
-    lines = torch.zeros(len(x), dtype=torch.int32, device=DEVICE)
+    table = step_table(DIFFUSION, (299,), 299, "ddpm", 1.0, DEVICE)
+    rows = torch.zeros(len(x), dtype=torch.int32, device=DEVICE)
     state = x.clone()
 
     def plain():
-        x_start = reference.predict_x_start("eps", output, x, 299, SCHEDULE, (0.0, 1.0))
-        return reference.p_sample(x_start, x, 299, 298, noise.normal(streams, 299, *x.shape[1:]), SCHEDULE)
+        fresh = noise.normal(streams, 299, *x.shape[1:])
+        return reference.reverse_step(x, output, table.weights[rows], fresh, table.clamp)
 
     def in_place():
-        ops.reverse_step_(state, output, table, lines, streams)
+        ops.reverse_step_(state, output, table, rows, streams)
         return state
 
     return {"reference": plain, "reference, compiled": torch.compile(plain), "pdlib": in_place}
@@ -74,15 +73,16 @@ def chain_candidates(x, output, streams):
 
 def start_candidates(mask, streams):
     """A mask diffused to index 299 with its noise."""
+    abar = SCHEDULE.abar(299)
+    weights = torch.stack([abar, 1 - abar]).sqrt()
 
     def plain():
-        fresh = noise.normal(streams, noise.START, *mask.shape[1:])
-        return reference.q_sample(mask, 299, fresh, SCHEDULE)
+        return reference.q_sample(mask, weights, noise.normal(streams, noise.START, *mask.shape[1:]))
 
     return {
         "reference": plain,
         "reference, compiled": torch.compile(plain),
-        "pdlib": lambda: ops.q_sample_start(mask, 299, streams, SCHEDULE),
+        "pdlib": lambda: ops.q_sample_start(mask, weights, streams),
     }
 
 
@@ -93,16 +93,6 @@ def ensemble_candidates(members):
         "reference": lambda: torch.stack([part.float() for part in plain()]),
         "reference, compiled": torch.compile(lambda: torch.stack([part.float() for part in plain()])),
         "pdlib": lambda: torch.stack([part.float() for part in ops.ensemble_moments(members, 0.5)]),
-    }
-
-
-def overlap_candidates(masks, references):
-    """Pixels shared by five members' masks and the references, and those of each."""
-    plain = partial(reference.overlap_counts, masks, references)
-    return {
-        "reference": plain,
-        "reference, compiled": torch.compile(plain),
-        "pdlib": partial(ops.overlap_counts, masks, references),
     }
 
 
@@ -169,7 +159,6 @@ def main() -> None:
     cases["p_sample", tuple(x.shape), torch.float32] = chain_candidates(x, output, streams)
     cases["q_sample", tuple(x.shape), torch.float32] = start_candidates(mask, streams)
     cases["ensemble_stats", tuple(members.shape), torch.float32] = ensemble_candidates(members)
-    cases["overlap_counts", tuple(members.shape), torch.bool] = overlap_candidates(members > 0.5, mask[:, 0] > 0)
     image, state = x.expand(-1, 2, -1, -1).to(torch.bfloat16), x.to(torch.bfloat16)
     first = first_convolution_candidates(image, state, options["model_channels"])
     cases["first_convolution", tuple(x.shape), torch.bfloat16] = first
@@ -177,7 +166,7 @@ def main() -> None:
     for (op, shape, dtype), candidates in cases.items():
         torch.compiler.reset()  # or a function compiled for many shapes would be run as it is
         expected = candidates["reference"]()
-        tolerance = TOLERANCE.get(dtype, 0.0)
+        tolerance = TOLERANCE[dtype]
         errors = {name: joint_error(call(), expected) for name, call in candidates.items()}
         times = compare({name: call for name, call in candidates.items() if errors[name] <= tolerance})
         about = {"op": op, "shape": "x".join(map(str, shape)), "dtype": str(dtype).removeprefix("torch.")}

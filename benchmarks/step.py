@@ -1,8 +1,8 @@
 """What one slice costs in one step of the chain: ours beside two libraries, each at several public settings.
 
-The same width, depth, attention, batch and step rule for all. The libraries' networks hold weights of their own: each
-candidate is checked against the same network in float32 (ours and the reference against the reference), what it answers
-and where its chain arrives; all are told by their parameters and operations.
+All have the same width, depth, attention, batch and rule of the steps. The libraries' networks hold weights of their
+own: the output of each candidate and the end of its chain are checked against the same network in float32 (ours and the
+reference against the reference). The table also gives each network's parameters and operations.
 """
 
 import copy
@@ -16,23 +16,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import DEVICE, PRESET, compare, matmul_flops, relative_error, save, settings
 from pdlib.diffusion.codec import build_codec
-from pdlib.diffusion.sampler import Diffusion, reverse_chain
+from pdlib.diffusion.formulas import step_weights
+from pdlib.diffusion.sampler import Chain, Diffusion, Sampler
 from pdlib.diffusion.schedule import build_schedule
 from pdlib.kernels import noise, reference
-from pdlib.networks.guided_unet import GroupNormSiLU, GuidedUNet, PreparedDenoiser
+from pdlib.networks.guided_unet import GroupNormSiLU, GuidedUNet
+from pdlib.networks.prepared import PreparedDenoiser
 
 T = 1000
 BATCH = 80 if PRESET == "paper" else 16
 STEPS = 10 if PRESET == "paper" else 2  # of a call that is timed
-INDICES = tuple(range(299, 299 - STEPS, -1))
+CHAIN = Chain("given", "one_step", 300, STEPS, "ddpm", 1.0, "consistent", t_stop=300 - STEPS)  # its first steps
+INDICES = CHAIN.indices
 SCHEDULE = build_schedule("cosine", steps=T, offset=0.008, max_beta=0.999)
 DIFFUSION = Diffusion(SCHEDULE, build_codec("zero_one"), "eps")
-TOLERANCE = 0.03  # of an answer in bfloat16, relative to float32
-STATE_TOLERANCE = 5e-4  # of a chain's state: so near its start another answer moves it by ten times this
+TOLERANCE = 0.03  # of an output in bfloat16, relative to float32
+STATE_TOLERANCE = 5e-4  # of a chain's state: so near its start a wrong output moves it by ten times this
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """No weight is zero, as in a trained network; on the device."""
+    """Replace the zeros of an untrained network by random weights; on the device."""
     torch.manual_seed(0)
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -120,40 +123,30 @@ def reference_join(norm: GroupNormSiLU, x: Tensor, residual: Tensor | None, shif
 
 
 def reference_chain(network: GuidedUNet, setting: str, streams: noise.Streams) -> tuple[Callable, Callable]:
-    """guided-diffusion's loop: the plain network, every formula by itself, nothing kept from step to step."""
+    """guided-diffusion's loop: the plain network, the steps in plain torch, nothing kept from step to step."""
     network = copy.deepcopy(network)
     for norm in (one for one in network.modules() if isinstance(one, GroupNormSiLU)):
         norm.join = partial(reference_join, norm)
     denoise, _ = library_chain("diffusers", network, setting)
+    t = torch.tensor(INDICES)
+    weights = step_weights(SCHEDULE, t, t - 1, "eps", "ddpm", 1.0).to(DEVICE, torch.float32)
 
     def chain(image: Tensor, x: Tensor) -> Tensor:
-        for t in INDICES:
+        for t, row in zip(INDICES, weights, strict=True):
             output = denoise(torch.cat([image, x], dim=1), torch.full((len(x),), t, device=DEVICE))
-            x_start = reference.predict_x_start("eps", output, x, t, SCHEDULE, DIFFUSION.codec.clamp)
-            x = reference.p_sample(x_start, x, t, t - 1, noise.normal(streams, t, *x.shape[1:]), SCHEDULE)
+            fresh = noise.normal(streams, t, *x.shape[1:])
+            x = reference.reverse_step(x, output, row.expand(len(x), 7), fresh, DIFFUSION.codec.clamp)
         return x
 
     return denoise, chain
 
 
 def our_chain(network: GuidedUNet, setting: str, streams: noise.Streams) -> tuple[Callable, Callable]:
-    """`sampler.reverse_chain` with a prepared network."""
+    """`Sampler.reverse_chain` with a prepared network."""
     prepared = PreparedDenoiser(network, T, "bf16-mixed" if "half" in setting else "32-true")
     if "compiled" in setting:
         prepared.network.denoise = torch.compile(prepared.network.denoise)
-
-    def chain(image: Tensor, x: Tensor) -> Tensor:
-        how = {
-            "diffusion": DIFFUSION,
-            "indices": INDICES,
-            "streams": streams,
-            "step": "ddpm",
-            "eta": 1.0,
-            "t_stop": INDICES[-1],
-        }
-        return reverse_chain(prepared, image, x, **how)
-
-    return prepared, chain
+    return prepared, partial(Sampler(prepared, DIFFUSION, CHAIN).reverse_chain, streams=streams)
 
 
 LIBRARIES = {"diffusers": build_diffusers, "MONAI": build_monai}

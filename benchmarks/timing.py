@@ -1,4 +1,7 @@
-"""Candidates timed in turns, so that whatever else the machine does falls on all of them."""
+"""Candidates timed in turns, so that whatever else the machine does falls on all of them.
+
+float32 means float32 here: TF32 is off for every candidate, the libraries' as well.
+"""
 
 import platform
 import re
@@ -13,11 +16,11 @@ import torch
 from torch import Tensor
 
 from pdlib.evaluation import records
-from pdlib.inference.volumes import fast_precision
+from pdlib.inference.precision import choose_device, fast_precision
 from pdlib.paths import BENCHMARKS, ROOT
-from pdlib.workflow import load_profile
+from pdlib.profiles import load_profile
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = choose_device("auto")  # turns TF32 off
 PRESET = "paper" if DEVICE.type == "cuda" else "cpu"  # whose network and slices are measured
 ROUNDS = 15
 ROUND_SECONDS = 0.2  # about, for each candidate
@@ -40,7 +43,7 @@ def _wait() -> None:
 
 
 def compare(candidates: Mapping[str, Callable[[], object]]) -> pd.DataFrame:
-    """Seconds a call of each candidate: median and quartiles over rounds in which all of them take their turn."""
+    """Seconds a call of each candidate: median and quartiles over rounds in which each is timed once."""
     for call in candidates.values():
         call()  # compiles, chooses algorithms
     once = {name: seconds(call, 1) for name, call in candidates.items()}
@@ -81,6 +84,5 @@ def save(name: str, table: pd.DataFrame) -> None:
 
 def settings() -> tuple[dict, tuple[int, int], str]:
     """The denoiser's arguments, the slice's height and width, and the precision that are measured."""
-    profile = load_profile(PRESET)["03_train_ddpm"]
     size = (192, 128) if PRESET == "paper" else (88, 64)
-    return profile["network"], size, fast_precision(DEVICE)
+    return load_profile(PRESET).denoiser.network.arguments(), size, fast_precision(DEVICE)

@@ -8,10 +8,10 @@ import torch
 from benchmarks.step import DIFFUSION, T
 from benchmarks.timing import DEVICE, PRESET, compare, relative_error, save, settings
 from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.profiles import load_profile
 from pdlib.training.bank import SliceBank
 from pdlib.training.fit import Fit, Learner, update
 from pdlib.training.objectives import diffusion_objective
-from pdlib.workflow import load_profile
 
 OBJECTIVE = diffusion_objective(DIFFUSION, T)
 UPDATES = 5  # before the losses are compared: the first is that of a network whose last layer is zero
@@ -60,9 +60,8 @@ class Plain:
 
 
 def main() -> None:
-    profile = load_profile(PRESET)["03_train_ddpm"]
     _, size, precision = settings()
-    fit = Fit(**profile["fit"], seed=0)
+    fit = Fit(**load_profile(PRESET).denoiser.fit.arguments(), seed=0)
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(2, *size, generator=generator) for _ in range(200)]
     bank = SliceBank(images, [(image[:1] > 2).float() for image in images])

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import timing
+from benchmarks import chain, ops, step, timing
 from pdlib.evaluation import records
+from pdlib.kernels import noise
+from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.paths import BENCHMARKS, measured_devices
 from pdlib.report import tables
 
@@ -32,6 +34,54 @@ def test_candidates_are_timed_in_turns(monkeypatch):
 
 def test_an_error_is_relative_to_what_is_expected():
     assert timing.relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0])) == pytest.approx(0.1)
+
+
+def streams(rows):
+    return noise.subject_streams(0, "bench", torch.arange(rows), torch.zeros(rows, dtype=torch.int64)).to(timing.DEVICE)
+
+
+def test_what_is_timed_beside_each_other_gives_one_result():
+    """The candidates of an op on small tensors, those aside that have to be compiled."""
+    draw = torch.Generator().manual_seed(0)
+
+    def image(*shape):
+        return torch.randn(*shape, generator=draw).to(timing.DEVICE)
+
+    x = image(2, 64, 6, 4).contiguous(memory_format=torch.channels_last)
+    norm = (x, image(64), image(64), image(2, 64), x + 1)
+    cases = [
+        ops.norm_candidates(*norm),
+        ops.backward_candidates(*norm),
+        ops.chain_candidates(image(3, 1, 6, 4), image(3, 1, 6, 4), streams(3)),
+        ops.start_candidates((image(3, 1, 6, 4) > 0).float(), streams(3)),
+        ops.ensemble_candidates(image(5, 3, 6, 4).sigmoid()),
+        ops.first_convolution_candidates(image(2, 2, 6, 4), image(2, 1, 6, 4), 8),
+        ops.upsample_candidates(x),
+    ]
+    for candidates in cases:
+        expected = candidates["reference"]()
+        for name, call in candidates.items():
+            if "compiled" not in name:
+                assert ops.joint_error(call(), expected) <= ops.TOLERANCE[torch.float32], name
+
+
+@torch.inference_mode()
+def test_our_chain_is_the_reference_s():
+    options = {"in_channels": 3, "out_channels": 1, "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1}
+    options |= {"attention_downsample": [], "num_heads": 1, "scale_shift": False, "dropout": 0.0}
+    network = step.randomise(GuidedUNet(**options))
+    image, x = torch.randn(2, 2, 8, 4, device=timing.DEVICE), torch.randn(2, 1, 8, 4, device=timing.DEVICE)
+    ends = [make(network, "float32", streams(2))[1](image, x) for make in (step.our_chain, step.reference_chain)]
+    assert timing.relative_error(*ends) <= 1e-5
+    assert step.INDICES[0] == 299 and len(step.INDICES) == step.STEPS
+
+
+def test_a_chain_from_another_t_prime_makes_its_calls_as_far_apart():
+    assert chain.BASE.calls == 300 / chain.STRIDE and chain.from_t_prime(600).calls == 600 / chain.STRIDE
+
+
+def test_float32_is_float32():
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
