@@ -23,6 +23,7 @@ Positive = Annotated[StrictFloat, Field(gt=0)]
 NonNegative = Annotated[StrictFloat, Field(ge=0)]
 Share = Annotated[StrictFloat, Field(ge=0, le=1)]
 Counts = tuple[Count, ...]
+Norm = Literal["batch", "instance", "group"]
 Rule = Literal["ddpm", "ddim", "dpm_solver"]
 Presegmenter = Literal["unet", "attention_unet", "unet_plus_plus", "bayesian_unet", "probabilistic_unet"]
 MethodName = Literal[tuple(METHODS)]
@@ -43,29 +44,30 @@ class Section(BaseModel):
 
 
 # Networks: the keywords of the builders in pdlib.networks.
-class UNet(Section):
+class Channels(Section):
     in_channels: Count
     out_channels: Count
     channels: Counts
+
+
+class AttentionUNet(Channels):
+    strides: Counts
+    dropout: Share
+
+
+class PlainUNet(Channels):
     strides: Counts
     num_res_units: Whole
-    norm: Literal["batch", "instance", "group"]
+    norm: Norm
+
+
+class UNet(PlainUNet):
     dropout: Share
 
 
-class AttentionUNet(Section):
-    in_channels: Count
-    out_channels: Count
-    channels: Counts
-    strides: Counts
-    dropout: Share
-
-
-class UNetPlusPlus(Section):
-    in_channels: Count
-    out_channels: Count
+class UNetPlusPlus(Channels):
     channels: Annotated[Counts, Field(min_length=6, max_length=6)]
-    norm: Literal["batch", "instance", "group"]
+    norm: Norm
     dropout: Share
 
 
@@ -73,29 +75,17 @@ class BayesianUNet(UNet):
     dropout_from: Whole  # the first level that keeps its dropout, counted from 0
 
 
-class ProbabilisticUNet(Section):
-    in_channels: Count
-    out_channels: Count
-    channels: Counts
-    strides: Counts
-    num_res_units: Whole
-    norm: Literal["batch", "instance", "group"]
+class ProbabilisticUNet(PlainUNet):
     block_convolutions: Count
     latent: Count
     log_sigma_range: tuple[StrictFloat, StrictFloat]
     combination_layers: Whole
 
 
-class ConditionalGan(Section):
-    in_channels: Count
-    out_channels: Count
-    channels: Counts
-    strides: Counts
-    num_res_units: Whole
-    norm: Literal["batch", "instance", "group"]
+class ConditionalGan(PlainUNet):
     discriminator_channels: Count
     discriminator_layers: Count
-    discriminator_norm: Literal["batch", "instance", "group"]
+    discriminator_norm: Norm
 
 
 class GuidedUNet(Section):
@@ -372,7 +362,9 @@ class Profile(Section):
             raise ValueError(f"fold {self.fold}: there are folds 0 to {self.data.folds - 1}")
         if self.chain.t_stop not in self.truncation.t_stops and "addpm" in self.comparison.methods:
             raise ValueError(f"truncation.t_stops: ADDPM of Table 1 stops at chain.t_stop {self.chain.t_stop}")
-        if "tdpm" in self.rows and not {self.chain.t_prime, *self.comparison.t_prime_candidates} <= {*self.tdpm.t_primes}:
+        if "tdpm" in self.rows and not {self.chain.t_prime, *self.comparison.t_prime_candidates} <= {
+            *self.tdpm.t_primes
+        }:
             raise ValueError("tdpm.t_primes: a generator is needed for chain.t_prime and each of t_prime_candidates")
         for name, noisy in (("denoiser", self.denoiser), ("wolleb2021", self.wolleb2021)):
             learned = noisy.vlb_weight is not None
