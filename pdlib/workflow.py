@@ -152,9 +152,14 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
     """Refuse keys that the notebook's parameters cell does not set: papermill alone would run the default instead."""
     from papermill import inspect_notebook
 
-    known = inspect_notebook(notebook)
+    known = inspect_notebook(_as_it_is(notebook))
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"{notebook.name}: unknown parameters {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def _as_it_is(path: Path) -> str:
+    """A path for papermill, which fills in parameters where it sees braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def run_notebook(name: str, executed: Path, parameters: dict) -> None:
@@ -174,8 +179,8 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
         kernel = {"transport": "ipc", "ip": f"{sockets}/s"}
         try:
             papermill.execute_notebook(
-                notebook,
-                executed,
+                _as_it_is(notebook),
+                _as_it_is(executed),
                 parameters,
                 cwd=NOTEBOOKS,
                 progress_bar=False,
@@ -204,14 +209,12 @@ def socket_folder() -> Iterator[str]:
 def require(place: Layout, profile: Profile, jobs: Sequence[str]) -> None:
     """Make what a notebook stands on, where it is missing: the earlier notebooks run first, once.
 
-    jobs are jobs of the graph. RuntimeError in a job of the graph itself: it would wait for ever for the workflow that
-    waits for it.
+    jobs are jobs of the graph. In a job of the graph itself nothing is made: the graph has made what the job waits for,
+    and a run within it would wait for ever for the workflow that waits for it.
     """
     missing = [job for job in jobs if not place.done(job).exists()]
-    if not missing:
+    if not missing or IN_WORKFLOW in os.environ:
         return
-    if IN_WORKFLOW in os.environ:
-        raise RuntimeError(f"{place.done(missing[0])}: missing, and the workflow runs this notebook all the same")
     data = json.loads(place.cases.read_text(encoding="utf-8")) if place.cases.exists() else {"phantom": True}
     asked = {
         "PROFILE": profile.name,

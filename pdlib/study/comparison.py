@@ -117,6 +117,10 @@ class Row:
         """The columns that its chain fills, for the tables: what selects this row's scores and no other's."""
         return {column: value for column, value in self.about.items() if value not in (None, "")}
 
+    def selection(self, *columns: str) -> dict:
+        """Those of the columns of `key` that tell it from the other rows of a table; what its title there names."""
+        return {column: self.key[column] for column in columns if column in self.key}
+
     def jump(self) -> "Row":
         """The same start, left by the jump to x_start after a single call."""
         chain = replace(self.chain, finish="x0_jump", calls=1)
