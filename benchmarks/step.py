@@ -116,8 +116,8 @@ def library_chain(
     return denoise, chain
 
 
-def reference_join(norm: GroupNormSiLU, x: Tensor, residual: Tensor | None, shift: Tensor | None = None):
-    """`GroupNormSiLU.join` by the reference alone."""
+def reference_add_and_norm(norm: GroupNormSiLU, x: Tensor, residual: Tensor | None, shift: Tensor | None = None):
+    """`GroupNormSiLU.add_and_norm` by the reference alone."""
     how = (norm.num_groups, norm.eps, norm.silu, shift, residual)
     return reference.group_norm_silu(x, norm.weight, norm.bias, *how)
 
@@ -126,7 +126,7 @@ def reference_chain(network: GuidedUNet, setting: str, streams: noise.Streams) -
     """guided-diffusion's loop: the plain network, the steps in plain torch, nothing kept from step to step."""
     network = copy.deepcopy(network)
     for norm in (one for one in network.modules() if isinstance(one, GroupNormSiLU)):
-        norm.join = partial(reference_join, norm)
+        norm.add_and_norm = partial(reference_add_and_norm, norm)
     denoise, _ = library_chain("diffusers", network, setting)
     t = torch.tensor(INDICES)
     weights = step_weights(SCHEDULE, t, t - 1, "eps", "ddpm", 1.0).to(DEVICE, torch.float32)

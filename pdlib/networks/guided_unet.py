@@ -1,8 +1,11 @@
 """The denoising network: the guided-diffusion U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233, appendix A).
 
-Modules carry the names of openai/guided-diffusion, so that a state dict of that family loads strictly; class labels
-(`label_emb`) are left out, for a segmentation has none. Activations keep the memory format of the input: pass
-channels_last tensors (and `.to(memory_format=torch.channels_last)` the network) for speed.
+Modules are named as in openai/guided-diffusion, so a state dict of that family loads strictly. Class labels
+(`label_emb`) are left out: a segmentation has none. Activations keep the memory format of the input; for speed pass
+channels_last tensors, and convert the network by `.to(memory_format=torch.channels_last)`.
+
+A residual block returns its branch and its skip without adding them. The next block's norm adds and normalises in one
+pass over the memory (`GroupNormSiLU.add_and_norm`); where no norm follows, `Stage` adds them.
 """
 
 import math
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from pdlib.kernels import ops
 
-NORM_GROUPS = 32  # the architecture's rule, at every width
+NORM_GROUPS = 32  # at every width
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:
@@ -27,22 +30,22 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """Group normalisation, its moments in float32, and SiLU unless `silu` is off; dtype and layout stay."""
+    """Group normalisation with moments in float32, then SiLU if `silu`; dtype and memory format stay."""
 
     def __init__(self, channels: int, silu: bool = True):
         super().__init__(NORM_GROUPS, channels)
         self.silu = silu
 
     def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-        """shift [N, C] is added to x; with a scale [N, C] both modulate what is normalised: h * (1 + scale) + shift."""
+        """norm(x + shift), or with a scale norm(x) * (1 + scale) + shift; then SiLU. x: [N, C, H, W], others [N, C]."""
         if scale is None:
-            return self.join(x, None, shift)[0]
+            return self.add_and_norm(x, None, shift)[0]
         h = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
         h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         return (F.silu(h) if self.silu else h).to(x.dtype)
 
-    def join(self, x: Tensor, residual: Tensor | None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What becomes of x + residual + shift, and x + residual; without a residual x itself."""
+    def add_and_norm(self, x: Tensor, residual: Tensor | None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual + shift with SiLU, and the sum x + residual (x itself without a residual)."""
         return ops.group_norm_silu(
             x,
             self.weight,
@@ -56,7 +59,7 @@ class GroupNormSiLU(nn.GroupNorm):
 
 
 def _zero(module: nn.Module) -> nn.Module:
-    """Start a branch's last layer at zero, so that the branch starts as nothing."""
+    """Set all parameters to zero: a branch whose last layer is zero adds nothing when training starts."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -71,7 +74,7 @@ def _downsample(channels: int) -> nn.Module:
 
 
 class Upsample(nn.Module):
-    """Every pixel becomes four, then a convolution."""
+    """Repeat every pixel in a 2 x 2 square, then convolve."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -82,7 +85,10 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2))
 
     def folded(self) -> nn.ConvTranspose2d:
-        """The same as one layer: pixels that are equal share a product, so 16 of the 36 for each pixel of x remain."""
+        """The same map as one transposed convolution, which needs 16 products per pixel of x instead of 36.
+
+        A 3 x 3 kernel on the upsampled image meets a pixel of x several times: those weights are added up beforehand.
+        """
         channels = self.conv.in_channels
         flipped = self.conv.weight.double().transpose(0, 1).flip(2, 3)
         corners = [F.pad(flipped, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)]
@@ -93,17 +99,18 @@ class Upsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions and a skip, which are added by whoever comes next; the time enters between the convolutions,
-    added or as scale and shift.
+    """Two convolutions on a branch, and a skip beside it; the time embedding enters between the convolutions.
 
-    `resample` (a change of resolution without parameters, or none) acts on the branch, before its first convolution,
-    and on the skip.
+    Args:
+        emb_channels: width of the time embedding.
+        scale_shift: the embedding scales and shifts the second norm's output; otherwise it is added before that norm.
+        resample: changes the resolution of branch (before its first convolution) and skip, without parameters.
     """
 
     def __init__(self, in_channels, out_channels, emb_channels, *, scale_shift, dropout, resample=None):
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample or nn.Identity()
-        # Identities stand where the original keeps its SiLU, so that the indices in the state dict agree.
+        # The identities take the places of guided-diffusion's SiLU, so that the names in the state dict agree.
         self.in_layers = nn.Sequential(GroupNormSiLU(in_channels), nn.Identity(), _conv3(in_channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1)))
         self.out_layers = nn.Sequential(
@@ -113,9 +120,9 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, residual: Tensor | None, modulation: Tensor) -> tuple[Tensor, Tensor]:
-        """Branch and skip of x + residual; modulation is what the block takes of the time, [N, C or 2C]."""
+        """Branch and skip of x + residual, not yet added. modulation: output of `emb_layers`, [N, C or 2C]."""
         norm, _, conv = self.in_layers
-        y, x = norm.join(x, residual)
+        y, x = norm.add_and_norm(x, residual)
         h = conv(self.resample(y))
         norm, _, dropout, conv = self.out_layers
         h = norm(h, *reversed(modulation.chunk(2, dim=1))) if self.scale_shift else norm(h, modulation)
@@ -136,8 +143,8 @@ class AttentionBlock(nn.Module):
         self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Branch and skip of x + residual."""
-        y, x = self.norm.join(x, residual)
+        """Branch and skip of x + residual, not yet added."""
+        y, x = self.norm.add_and_norm(x, residual)
         tokens = y.flatten(2).transpose(1, 2)  # [N, L, C], a view of a channels_last tensor
         qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
         if self.new_attention_order:
@@ -150,9 +157,10 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in a row, of which the residual blocks take the time; branch and skip are added where that is due."""
+    """Layers in a row. A layer that is no block, and the end, get branch and skip added."""
 
     def forward(self, x: Tensor, modulations: Iterator[Tensor]) -> Tensor:
+        """Apply the layers; each residual block takes the next of the modulations."""
         residual = None
         for layer in self:
             if isinstance(layer, ResBlock):
@@ -165,12 +173,20 @@ class Stage(nn.Sequential):
 
 
 class GuidedUNet(nn.Module):
-    """Predict the noise (or v, or x_start) in x_t from [condition, x_t] and the step index.
+    """Predict eps, v or x_start from [image, x_t] and the step index.
 
-    `channel_mult` gives the width of each level in units of `model_channels` (widths must be multiples of 32);
-    `attention_downsample` the down-factors (1, 2, 4, ...) that attend; the middle attends unless `middle_attention` is
-    off. Heads are `num_heads` in number or, if given, `num_head_channels` wide. `scale_shift`, `resblock_updown` and
-    `new_attention_order` select the variants of the family's published weights. Raises ValueError where they disagree.
+    Args:
+        in_channels, out_channels: of [image, x_t]; of x_t, or twice as many to choose the variance too.
+        model_channels: the unit of width; every width must be a multiple of 32.
+        channel_mult: the width of each level in that unit; a level has half the resolution of the level before.
+        num_res_blocks: per level.
+        attention_downsample: the down-factors (1, 2, 4, ...) of the levels with attention.
+        num_heads: of the attention; num_head_channels, where given, fixes the width of a head instead.
+        scale_shift, resblock_updown, new_attention_order: variants of guided-diffusion's published weights.
+        dropout: in residual blocks.
+        middle_attention: whether the middle block attends.
+
+    ValueError for numbers that do not fit together.
     """
 
     def __init__(
@@ -218,7 +234,7 @@ class GuidedUNet(nn.Module):
         )
         channels = widths[0]
         self.input_blocks = nn.ModuleList([Stage(_conv3(in_channels, channels))])
-        skips = [channels]
+        skips = [channels]  # widths of what the output blocks take from the input blocks, last in, first out
         for factor, width in zip(factors, widths, strict=True):
             for _ in range(num_res_blocks):
                 self.input_blocks.append(stage(channels, width, factor))
@@ -244,28 +260,28 @@ class GuidedUNet(nn.Module):
         self.out = nn.Sequential(GroupNormSiLU(channels), nn.Identity(), _zero(_conv3(channels, out_channels)))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Apply the network at step indices `t`, [N] integer or float. [N, in, H, W] -> [N, out, H, W].
+        """Apply the network at step indices t, [N] integer or float. [N, in, H, W] -> [N, out, H, W].
 
-        Raises ValueError unless H and W are multiples of `self.factor`.
+        ValueError unless H and W are multiples of `self.factor`.
         """
         return self.denoise(x, self.modulations(t))
 
     def modulations(self, t: Tensor) -> list[Tensor]:
-        """What the residual blocks take of step indices `t`, in their order: [N, C or 2C] each."""
-        waves = timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
-        emb = self.time_embed(waves)  # [N, 4 * model_channels]
+        """Embed step indices t [N] for each residual block, in the order of the blocks: [N, C or 2C] each."""
+        sinusoids = timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype)
+        emb = self.time_embed(sinusoids)  # [N, 4 * model_channels]
         return [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
 
     def denoise(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
-        """The network on [N, in, H, W], given what `modulations` returns of its step indices."""
+        """Apply the network to [N, in, H, W] with the embedded step indices that `modulations` returned."""
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             raise ValueError(f"image of {x.shape[-2]} x {x.shape[-1]} pixels: pad it to a multiple of {self.factor}")
-        times = iter(modulations)
+        modulations = iter(modulations)
         h, skips = x, []
         for stage in self.input_blocks:
-            h = stage(h, times)
+            h = stage(h, modulations)
             skips.append(h)
-        h = self.middle_block(h, times)
+        h = self.middle_block(h, modulations)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), times)
+            h = stage(torch.cat([h, skips.pop()], dim=1), modulations)
         return self.out(h)
