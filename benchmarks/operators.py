@@ -12,7 +12,7 @@ from pdlib.networks.prepared import PreparedDenoiser
 
 ACTIVITIES = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])]
 NAMES = {"aten::_convolution": "aten::mkldnn_convolution"}  # a CPU's transposed one calls no other
-SMALL = 0.01  # of a call: operators below are told together
+SMALL = 0.01  # share of a call: operators below it are added up
 
 
 def operator_seconds(denoise: PreparedDenoiser, x: torch.Tensor, t: torch.Tensor) -> pd.Series:

@@ -121,7 +121,7 @@ def upsample_candidates(x):
 
 
 def channels_last(x):
-    """A copy whose strides say so even for one channel, where `contiguous` leaves any that fit."""
+    """A copy with channels-last strides even for one channel, for which `contiguous` accepts any layout."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
 
 

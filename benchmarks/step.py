@@ -195,7 +195,7 @@ def main() -> None:
     times = compare(chains) / (BATCH * STEPS)
     table = pd.DataFrame(about)
     table.index = table.system + ": " + table.setting
-    table = table.join(times)  # a wrong answer has no time
+    table = table.join(times)  # a wrong candidate has no time
     table["tflops"] = table.gflop / table.median_s / 1e3
     table["share_of_matmul"] = table.tflops * 1e12 / matmul_flops()
     table["batch"], table["height"], table["width"] = BATCH, *size

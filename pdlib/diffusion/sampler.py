@@ -180,19 +180,21 @@ class Sampler:
         indices, classes = self.chain.indices, x_t.shape[1]
         if not indices:
             return x_t
-        # The network's input is [image, x_t] throughout, and x_t a view of its last channels that each step overwrites.
+        # x is the network's input [image, x_t]; x_t is a view of its last channels, which every step overwrites.
         x = torch.cat([image, x_t], dim=1).float().contiguous(memory_format=torch.channels_last)
         x_t = x[:, -classes:]
         network = network_call(self.denoiser, x, calls=len(indices))
-        step_ = self._step_rule(x_t.device, streams)
+        take_step = self._step_rule(x_t.device, streams)
         for i, t in enumerate(indices):
-            output = network(x, torch.full((len(x),), t, dtype=torch.int32, device=x.device))  # eps, v or x_start
+            # The network predicts eps (or v, or x_start) from image, x_t and t.
+            output = network(x, torch.full((len(x),), t, dtype=torch.int32, device=x.device))
             if on_call is not None:
                 on_call(len(x))
-            before = x_t.clone() if on_step is not None else None
-            step_(x_t, output, i)  # x_t becomes the state at the next index
+            x_start = self._predict_x_start(output, x_t, t) if on_step is not None else None
+            # The rule makes the state at the next index of it: a weighted sum of x_start, x_t and noise.
+            take_step(x_t, output, i)
             if on_step is not None:
-                on_step(t, x_t.clone(), self._predict_x_start(output, before, t))
+                on_step(t, x_t.clone(), x_start)
         return x_t.clone(memory_format=torch.contiguous_format)
 
     def _predict_x_start(self, output: Tensor, x_t: Tensor, t: int) -> Tensor:
@@ -201,28 +203,28 @@ class Sampler:
         return formulas.predict_x_start(diffusion.prediction, output, x_t, t, diffusion.schedule, diffusion.codec.clamp)
 
     def _step_rule(self, device: torch.device, streams: Streams) -> Callable[[Tensor, Tensor, int], None]:
-        """The chain's rule: (x_t, output, i) takes the chain's step number i from x_t in place."""
+        """The chain's rule: take_step(x_t, output, i) replaces x_t at indices[i] by the state at the next index."""
         chain, diffusion = self.chain, self.diffusion
         if chain.rule == "dpm_solver":
             return self._dpm_solver()
         table = formulas.step_table(diffusion, chain.indices, chain.t_stop, chain.rule, chain.eta, device)
 
-        def step_(x_t: Tensor, output: Tensor, i: int) -> None:
+        def take_step(x_t: Tensor, output: Tensor, i: int) -> None:
             rows = torch.full((len(x_t),), i, dtype=torch.int32, device=device)
             ops.reverse_step_(x_t, output, table, rows, streams)
 
-        return step_
+        return take_step
 
     def _dpm_solver(self) -> Callable[[Tensor, Tensor, int], None]:
         schedule, indices = self.diffusion.schedule, self.chain.indices
         arrivals = [*indices[1:], self.chain.t_stop - 1]
         before = None  # index and predicted x_start of the last step
 
-        def step_(x_t: Tensor, output: Tensor, i: int) -> None:
+        def take_step(x_t: Tensor, output: Tensor, i: int) -> None:
             nonlocal before
             t = indices[i]
             x_start = self._predict_x_start(output, x_t, t)
             x_t.copy_(formulas.dpm_solver_step(x_start, before, x_t, t, arrivals[i], schedule))
             before = t, x_start
 
-        return step_
+        return take_step

@@ -61,7 +61,7 @@ def network_call(denoiser: Denoiser, x: Tensor, calls: int) -> Denoiser:
     """What a chain of so many calls on inputs shaped like x [N, image + C, H, W] calls instead of the denoiser.
 
     On a GPU a prepared denoiser's call is captured, once per shape; if that fails, a warning names the cause and the
-    denoiser itself is called. torch.OutOfMemoryError where a capture does not fit the memory.
+    denoiser itself is called. torch.OutOfMemoryError where a capture does not fit the memory, even as the only graph.
     """
     if not (isinstance(denoiser, PreparedDenoiser) and denoiser.device.type == "cuda"):
         return denoiser
@@ -80,10 +80,16 @@ def capture(denoiser: PreparedDenoiser, shape: tuple[int, ...]) -> CapturedCall 
     try:
         return _capture(denoiser, shape)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError):
+        full = isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError)
+        if full and not denoiser.graphs:
             raise torch.OutOfMemoryError(f"capturing a network call on {shape[0]} rows: {error}") from error
-        warnings.warn(f"no CUDA graph, so every kernel is launched by itself: {error}", RuntimeWarning, stacklevel=2)
-        return None
+        if not full:
+            why = f"no CUDA graph, so every kernel is launched by itself: {error}"
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
+            return None
+    denoiser.graphs.clear()  # the graphs of other shapes hold memory
+    torch.cuda.empty_cache()
+    return capture(denoiser, shape)
 
 
 @torch.inference_mode(False)  # the buffers serve chains in and out of it

@@ -200,7 +200,9 @@ def _rows_that_fit(denoiser: PreparedDenoiser, row: Tensor) -> int:
     """Rows that a GPU has memory for in a network call, judged once per shape by a call on one, [1, in + C, H, W]."""
     if row.shape not in denoiser.rows:
         torch.cuda.empty_cache()
-        free, held = torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
+        graphs = torch.cuda.memory_reserved() - held  # memory of captured calls, which others may use
+        free = torch.cuda.mem_get_info()[0] + graphs
         torch.cuda.reset_peak_memory_stats()
         denoiser(row, torch.zeros(1, dtype=torch.int32, device=row.device))
         needed = torch.cuda.max_memory_allocated() - held

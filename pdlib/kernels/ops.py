@@ -84,7 +84,7 @@ class StepTable:
 
     Args:
         indices: [S] int32, the index that each step starts from; also the counter word of its noise.
-        weights: [S, 7] float32, used as `reference.reverse_step` says.
+        weights: [S, 7] float32, as `reference.reverse_step` uses them.
         clamp: the range that a predicted x_start is clamped to.
         learned_variance: whether a network with 2C output channels chooses the variance.
     """

@@ -18,7 +18,7 @@ class PreparedDenoiser:
     Args:
         network: stays as it is.
         steps: the network can be called at indices 0 to steps - 1.
-        precision: "bf16-mixed" computes in bfloat16 (norms as `ops.group_norm_silu` says), "32-true" in float32;
+        precision: "bf16-mixed" computes in bfloat16 (for norms see `ops.group_norm_silu`), "32-true" in float32;
             KeyError for any other.
     """
 

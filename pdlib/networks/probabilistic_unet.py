@@ -18,7 +18,7 @@ from pdlib.networks.blocks import pad_to_multiple, plain_unet, require_streams
 
 
 def _he_normal(network: nn.Module) -> nn.Module:
-    """Start from He's weights, as the authors: from torch's the code would hardly depend on the reference."""
+    """He's initial weights, as the authors use: with torch's own the code would hardly depend on the reference."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -60,7 +60,7 @@ class GaussianEncoder(nn.Module):
 
 
 class ProbabilisticUNet(nn.Module):
-    """Probabilistic U-Net (Kohl et al. 2018, arXiv 1806.05034): one latent code an image, one segmentation a code.
+    """Probabilistic U-Net (Kohl et al. 2018, arXiv 1806.05034): one latent code per image, one segmentation per code.
 
     Args:
         trunk: a U-Net from images to features.

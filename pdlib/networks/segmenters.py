@@ -1,4 +1,4 @@
-"""The segmenters of Table 1 behind one call: a row's name -> a network from images to one logit a class.
+"""The segmenters of Table 1, each built by name: networks from images to one logit per pixel and class.
 
 MONAI takes seconds to import, so only the builders import it.
 """
@@ -14,7 +14,7 @@ from pdlib.networks.probabilistic_unet import build_probabilistic_unet
 
 
 class Segmenter(nn.Module):
-    """A network from images to one logit a pixel and class.
+    """A network from images to one logit per pixel and class.
 
     `factor`: H and W are padded to a multiple of it. `stochastic`: whether a segmentation is a random draw.
     """

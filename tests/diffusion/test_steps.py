@@ -145,3 +145,18 @@ def test_a_capture_that_does_not_fit_the_memory_is_no_reason_to_go_on(denoiser, 
     with pytest.raises(torch.OutOfMemoryError):
         drawn(denoiser, 2, 0, CHAIN)
     assert not denoiser.graphs
+
+
+def test_graphs_of_other_shapes_make_room_for_a_new_one(denoiser, plain, captured, monkeypatch):
+    drawn(denoiser, 3, 0, CHAIN)
+    without_room, tries = steps._capture, []
+
+    def capture(denoiser, shape):
+        tries.append(len(denoiser.graphs))
+        if denoiser.graphs:
+            raise torch.OutOfMemoryError("full")
+        return without_room(denoiser, shape)
+
+    monkeypatch.setattr(steps, "_capture", capture)
+    assert torch.equal(drawn(denoiser, 2, 0, CHAIN), drawn(plain, 2, 0, CHAIN))
+    assert tries == [1, 0] and list(denoiser.graphs) == [(2, 3, 6, 4)]

@@ -222,10 +222,12 @@ def test_a_batch_is_as_large_as_the_memory_and_a_bucket(random_network, batch, m
 def test_rows_that_fit_are_judged_once_by_one_row(random_network, monkeypatch):
     denoiser = PreparedDenoiser(random_network, 20, "32-true")
     silent = {"empty_cache": lambda: None, "reset_peak_memory_stats": lambda: None}
-    numbers = {"mem_get_info": (1000, 4000), "memory_allocated": 100, "max_memory_allocated": 150}
+    numbers = {"mem_get_info": (800, 4000), "memory_reserved": 300, "memory_allocated": 100}
+    numbers |= {"max_memory_allocated": 150}
     for name, answer in (silent | {name: lambda value=value: value for name, value in numbers.items()}).items():
         monkeypatch.setattr(torch.cuda, name, answer)
     assert slices._rows_that_fit(denoiser, torch.zeros(1, 3, 6, 4)) == int(slices.MEMORY_SHARE * 1000 / 50)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 4000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 100)
     assert slices._rows_that_fit(denoiser, torch.ones(1, 3, 6, 4)) == int(slices.MEMORY_SHARE * 1000 / 50)
     assert slices._rows_that_fit(denoiser, torch.zeros(1, 3, 8, 4)) == 1
