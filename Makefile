@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 
 # What the user gives reaches Python as it was typed: neither make nor a shell reads it.
-unexport PROFILE FOLDS DATA OUT CHANGES CORES TARGETS DRY
+unexport PROFILE FOLDS DATA OUT CHANGES CORES TARGETS DRY MEASURE
 export PDLIB_PROFILE = $(value PROFILE)
 export PDLIB_FOLDS = $(value FOLDS)
 export PDLIB_DATA = $(value DATA)
@@ -13,6 +13,7 @@ export PDLIB_CHANGES = $(value CHANGES)
 export PDLIB_CORES = $(value CORES)
 export PDLIB_TARGETS = $(value TARGETS)
 export PDLIB_DRY = $(value DRY)
+export PDLIB_MEASURE = $(value MEASURE)
 
 export PYTHONHASHSEED := 0
 # glibc keeps large freed blocks instead of handing each back to the system: a tenth faster on the CPU.
@@ -30,6 +31,7 @@ help:
 	@echo "make reproduce CHANGES='{chain: {eta: 0.0}}'                                        the same with other settings"
 	@echo "make reproduce FOLDS=all|'0 2'                                                      the same for other test folds"
 	@echo "make reproduce DRY=1                                                                what would run"
+	@echo "make reproduce MEASURE=0                                                            no estimate of the time first"
 	@echo "make test                                                                           the tests"
 	@echo "make bench                                                                          speed, into results/bench_*.csv"
 	@echo "make lab                                                                            JupyterLab on the notebooks"

@@ -4,6 +4,7 @@ What waits for what is `workflow.graph`; what a job leaves behind stands here. E
 the working directory: what a user calls a folder never meets Snakemake's braces.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -85,7 +86,7 @@ def as_it_is(value):
 
 
 def files(job):
-    """The files outside the output root that a job reads."""
+    """What a job reads outside the output root: a digest of it, for a clone's folder may have braces too."""
     read = []
     if job == "01_prepare_data" and not ASKED["data"]:
         read = [CONFIGS / "phantom.yaml"]
@@ -93,7 +94,7 @@ def files(job):
         read = [CONFIGS / "phantom_fundus.yaml"]
     elif job == "09_read_the_kernels":
         read = [BENCHMARKS / f"bench_{name}_{device}.csv" for device in measured_devices() for name in QUESTIONS]
-    return as_it_is([str(path) for path in read])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in read)).hexdigest()[:16]
 
 
 def knobs(job):
@@ -108,7 +109,7 @@ def knobs(job):
 
 
 def parameters(job):
-    """The parameters of a papermill run, and what else makes it run again: the settings and the code that it reads."""
+    """The parameters of a papermill run, and what else makes it run again: settings, code and files that it reads."""
     notebook = job.partition(".")[0]
     profile = profile_of(notebook)
     given = {"profile": profile.name, "out": ASKED["out"]}
@@ -119,6 +120,7 @@ def parameters(job):
         "given": as_it_is(json.dumps(given | knobs(job))),
         "reads": as_it_is(json.dumps(sections_read(job, profile), sort_keys=True)),
         "code": cells_digest(NOTEBOOKS / f"{notebook}.ipynb"),
+        "files": files(job),
     }
 
 
@@ -166,7 +168,6 @@ for job in GRAPH:
             "notebook_" + "".join(letter if letter.isalnum() else "_" for letter in job)
         input:
             done(*GRAPH[job]),
-            files(job),
         output:
             touch(done(job)),
             outputs(job),

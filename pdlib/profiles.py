@@ -307,6 +307,7 @@ class Truncation(Section):
     t_stops: Counts
     stride: Count  # finer than the chain's where ADDPM would otherwise have no calls to save
     methods: tuple[MethodName, ...]
+    ensemble_size: Count
 
 
 class FewerCalls(Section):

@@ -1,7 +1,7 @@
 """`make reproduce`: what was asked, checked at once; then one graph of notebook runs for each test fold.
 
 What the user gives comes as it was typed, in the environment: PDLIB_PROFILE, PDLIB_FOLDS, PDLIB_DATA, PDLIB_OUT_FOLDER,
-PDLIB_CHANGES, PDLIB_CORES, PDLIB_TARGETS and PDLIB_DRY. No shell and no Snakemake option reads it.
+PDLIB_CHANGES, PDLIB_CORES, PDLIB_TARGETS, PDLIB_DRY and PDLIB_MEASURE. No shell and no Snakemake option reads it.
 """
 
 import json
@@ -35,6 +35,7 @@ class Asked:
         cores: how many there are for jobs.
         targets: jobs of the graph; none: all of them.
         dry: only tell what would run.
+        measured: first measure the machine, and tell what the run will cost.
     """
 
     profile: Profile
@@ -44,7 +45,8 @@ class Asked:
     out: Path
     cores: int
     targets: tuple[str, ...]
-    dry: bool = False
+    dry: bool
+    measured: bool
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> "Asked":
@@ -64,7 +66,8 @@ class Asked:
             out,
             _cores(given["CORES"]),
             _targets(given["TARGETS"], profile),
-            bool(given["DRY"]),
+            given["DRY"] not in ("", "0"),
+            given["MEASURE"] != "0",
         )
 
     def place(self, fold: int) -> Layout:
@@ -72,7 +75,7 @@ class Asked:
         return place_of(self.profile, str(self.out), fold)
 
 
-KEYS = ("PROFILE", "FOLDS", "DATA", "OUT_FOLDER", "CHANGES", "CORES", "TARGETS", "DRY")
+KEYS = ("PROFILE", "FOLDS", "DATA", "OUT_FOLDER", "CHANGES", "CORES", "TARGETS", "DRY", "MEASURE")
 
 
 def chosen_folds(profile: Profile, asked: str) -> list[int]:
@@ -159,7 +162,8 @@ def run_graph(asked: Asked) -> int:
         return snakemake(asked, config)
     with alone(asked.out / "runs" / ".lock", words):
         write_whole(config, json.dumps(graph_settings(asked)))
-        tell_cost(asked)
+        if asked.measured:
+            tell_cost(asked)
         return snakemake(asked, config)
 
 

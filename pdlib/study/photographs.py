@@ -118,7 +118,7 @@ def test_members(
     run: Run, networks: EyeNetworks, eyes: Eyes, chains: Mapping[str, Chain | None], on_batch: OnBatch
 ) -> dict[str, Timed]:
     """Members of the test photographs, by row."""
-    size = run.profile.ensemble.size
+    size = run.profile.truncation.ensemble_size
     return {name: photograph_members(run, networks, eyes.test, chain, size, on_batch) for name, chain in chains.items()}
 
 

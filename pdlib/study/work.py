@@ -128,16 +128,16 @@ class Count:
         pairs = [(start, stop) for start in truncation.t_primes for stop in truncation.t_stops if stop < start]
         for start, stop in pairs:
             work += self._row("addpm", ("validation",), 1, t_prime=start, t_stop=stop, stride=truncation.stride)
+        test = (("test",), truncation.ensemble_size)
         for name in truncation.methods:
-            work += self._row(name, ("test",), stride=truncation.stride)
-        work += self._row(CHAIN, ("test",), stride=truncation.stride, rule="ddim", eta=0.0)
-        work += self._row("addpm", ("test",), t_prime=pairs[-1][0], t_stop=pairs[-1][1], stride=truncation.stride)
+            work += self._row(name, *test, stride=truncation.stride)
+        work += self._row("addpm", *test, t_prime=pairs[-1][0], t_stop=pairs[-1][1], stride=truncation.stride)
         return work + (self._photographs() if profile.fundus else Counter())
 
     def _photographs(self) -> Counter[Unit]:
         fundus, stride = self.profile.fundus, self.profile.truncation.stride
         lengths = {name: len(self._chain(name, stride=stride).indices) for name in ("ddpm", CHAIN, "addpm")}
-        times, size = _validations(fundus.fit) * fundus.held_out, self.profile.ensemble.size
+        times, size = _validations(fundus.fit) * fundus.held_out, self.profile.truncation.ensemble_size
         work = Counter({("update", f"fundus_{name}"): fundus.fit.steps for name in ("segmenter", "denoiser", "refine")})
         work[("call", "fundus_segmenter")] = 2 * times + 3 * fundus.held_out
         work[("call", "fundus_refine")] = times + size * fundus.held_out
