@@ -1,7 +1,8 @@
 """Channels-last group normalisation and SiLU, forward and backward (twin: reference.group_norm_silu).
 
-h = x + residual + shift is normalised; few pixels are done in one pass by a program for each (image, group), many in
-two: partial moments of every channel for each block of pixels, joined by a small kernel, then applied.
+h = x + residual + shift is normalised. A group of up to TILE numbers is read once, by one program per (image, group). A
+larger one is read twice: one kernel computes the moments of every channel over blocks of pixels, a small one joins them,
+and a third normalises.
 """
 
 import torch

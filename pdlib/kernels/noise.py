@@ -1,7 +1,7 @@
 """Counter-based noise: every (subject, slice, member, step, pixel) has its own Gaussian number.
 
-Philox4x32-10 (Salmon et al. 2011) keyed by (seed, subject), with the counter (pixel, step, member, slice). No state
-is carried, so a sample never depends on batch size, order, devices or jobs, and the first k members of an ensemble
+Philox4x32-10 (Salmon et al. 2011) with the key (seed, subject) and the counter (pixel, step, member, slice). It keeps no
+state, so a sample never depends on batch size, order, devices or jobs, and the first k members of an ensemble
 are the ensemble of k. Triton's `tl.philox` on the same key and counter gives the same bits.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Step counters of what is drawn outside the chain, whose steps count their own index k.
+# Counter words for numbers drawn outside the chain; a step of the chain uses its index.
 START = 0xFFFFFFFF  # the noise of the start state
 LATENT = 0xFFFFFFFE  # the latent code of a generator
 DROPOUT = 0xFFFF0000  # plus the number of the layer: the units that a pass keeps
