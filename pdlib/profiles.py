@@ -7,26 +7,29 @@ wrong key, type or range is refused with the path of the setting and the choices
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError, model_validator
 
-from pdlib.methods import METHODS
+from pdlib.methods import CHAIN, METHODS
 from pdlib.paths import CONFIGS
 
 BASE = "paper"
-UNION_TAGS = ("cosine", "linear", "segmentation", "probabilistic")  # pydantic names the kind within a path
 Count = Annotated[StrictInt, Field(ge=1)]
 Whole = Annotated[StrictInt, Field(ge=0)]
 Positive = Annotated[StrictFloat, Field(gt=0)]
 NonNegative = Annotated[StrictFloat, Field(ge=0)]
 Share = Annotated[StrictFloat, Field(ge=0, le=1)]
-Counts = tuple[Count, ...]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Norm = Literal["batch", "instance", "group"]
 Rule = Literal["ddpm", "ddim", "dpm_solver"]
 Presegmenter = Literal["unet", "attention_unet", "unet_plus_plus", "bayesian_unet", "probabilistic_unet"]
 MethodName = Literal[tuple(METHODS)]
+MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1)]
+ChainName = Literal[tuple(name for name, method in METHODS.items() if method.start)]
+ChainNames = Annotated[tuple[ChainName, ...], Field(min_length=1)]
 
 
 class ProfileError(ValueError):
@@ -36,7 +39,7 @@ class ProfileError(ValueError):
 class Section(BaseModel):
     """A part of a profile. `arguments()` gives it as the keywords of the function that it configures."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def arguments(self, *without: str) -> dict[str, Any]:
         """The settings that were given, as plain Python values."""
@@ -66,7 +69,7 @@ class UNet(PlainUNet):
 
 
 class UNetPlusPlus(Channels):
-    channels: Annotated[Counts, Field(min_length=6, max_length=6)]
+    channels: Annotated[tuple[Count, ...], Field(min_length=6, max_length=6)]
     norm: Norm
     dropout: Share
 
@@ -94,7 +97,7 @@ class GuidedUNet(Section):
     model_channels: Count
     channel_mult: Counts
     num_res_blocks: Count
-    attention_downsample: Counts
+    attention_downsample: tuple[Count, ...]
     num_heads: Count
     scale_shift: StrictBool
     dropout: Share
@@ -122,9 +125,6 @@ class ProbabilisticObjective(Section):
     name: Literal["probabilistic"]
     beta: NonNegative
     warmup_steps: Count
-
-
-Objective = Annotated[SegmentationObjective | ProbabilisticObjective, Field(discriminator="name")]
 
 
 class Fit(Section):
@@ -172,6 +172,9 @@ class LinearSchedule(Section):
     steps: Count
     first_beta: Positive
     last_beta: Share
+
+
+SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
 
 
 class Diffusion(Section):
@@ -228,6 +231,13 @@ class Data(Section):
     grid_scale: tuple[Positive, Positive, Positive]
     label2_fraction: Share
 
+    @model_validator(mode="after")
+    def _percentiles_ascend(self) -> Self:
+        low, high = self.clip_percentiles
+        if not low < high <= 100:
+            raise ValueError(f"clip_percentiles {low:g} and {high:g}: the first is below the second, that at most 100")
+        return self
+
 
 class Machine(Section):
     device: Literal["auto", "cpu", "cuda"]
@@ -265,9 +275,9 @@ class ChainSettings(Section):
 
 
 class Comparison(Section):
-    methods: tuple[MethodName, ...]
+    methods: MethodNames
     presegmenter: Presegmenter
-    deep_ensemble_seeds: tuple[Whole, ...]
+    deep_ensemble_seeds: Annotated[tuple[Whole, ...], Field(min_length=1)]
     t_prime_candidates: Counts  # for rows that choose their own T', on the validation fold
 
 
@@ -280,7 +290,7 @@ class Members(Section):
     pool: Count
     sizes: Counts
     draws: Count
-    agreement_methods: tuple[MethodName, ...]
+    agreement_methods: MethodNames
     calibration_bins: Count
 
     @model_validator(mode="after")
@@ -297,8 +307,8 @@ class PresegAccuracy(Section):
 
     @model_validator(mode="after")
     def _ends_at_the_best(self) -> Self:
-        if 0 not in self.dice_gaps:
-            raise ValueError("dice_gaps: one of them has to be 0, the best checkpoint's")
+        if list(self.dice_gaps) != sorted(set(self.dice_gaps), reverse=True) or self.dice_gaps[-1:] != (0,):
+            raise ValueError("dice_gaps: each is smaller than the one before, and the last is 0, the best checkpoint's")
         return self
 
 
@@ -306,18 +316,26 @@ class Truncation(Section):
     t_primes: Counts
     t_stops: Counts
     stride: Count  # finer than the chain's where ADDPM would otherwise have no calls to save
-    methods: tuple[MethodName, ...]
+    methods: MethodNames
     ensemble_size: Count
 
 
 class FewerCalls(Section):
-    starts: tuple[MethodName, ...]
-    every_step: tuple[MethodName, ...]
+    starts: ChainNames
+    every_step: ChainNames
     calls: Counts  # from T'
     noise_calls: Counts  # from pure noise
     few_calls: Count  # of the solver's row in the ledger
     rules: tuple[Literal["ddim", "ddim_eta_1", "dpm_solver"], ...]
     ensemble_size: Count
+
+    @model_validator(mode="after")
+    def _with_the_rows_of_the_ledger(self) -> Self:
+        read = {"starts": CHAIN, "every_step": CHAIN, "rules": "dpm_solver", "calls": self.few_calls}
+        for name, row in read.items():
+            if row not in getattr(self, name):
+                raise ValueError(f"{name}: the ledger reads {row}")
+        return self
 
 
 class Statistics(Section):
@@ -361,11 +379,14 @@ class Profile(Section):
     def _sections_fit_together(self) -> Self:
         if self.fold >= self.data.folds:
             raise ValueError(f"fold {self.fold}: there are folds 0 to {self.data.folds - 1}")
+        starts = ("sweep.t_primes", "truncation.t_primes", "tdpm.t_primes", "comparison.t_prime_candidates")
+        for name in (*starts, "truncation.t_stops"):
+            if (longest := max(attrgetter(name)(self))) > self.chain.paper_steps:
+                raise ValueError(f"{name}: {longest} exceeds chain.paper_steps {self.chain.paper_steps}")
         if self.chain.t_stop not in self.truncation.t_stops and "addpm" in self.comparison.methods:
             raise ValueError(f"truncation.t_stops: ADDPM of Table 1 stops at chain.t_stop {self.chain.t_stop}")
-        if "tdpm" in self.rows and not {self.chain.t_prime, *self.comparison.t_prime_candidates} <= {
-            *self.tdpm.t_primes
-        }:
+        drawn = {self.chain.t_prime, *self.comparison.t_prime_candidates}
+        if "tdpm" in self.rows and not drawn <= {*self.tdpm.t_primes}:
             raise ValueError("tdpm.t_primes: a generator is needed for chain.t_prime and each of t_prime_candidates")
         for name, noisy in (("denoiser", self.denoiser), ("wolleb2021", self.wolleb2021)):
             learned = noisy.vlb_weight is not None
@@ -401,7 +422,11 @@ def load_profile(name: str, changes: Mapping[str, Any] | None = None) -> Profile
     """
     if name not in profile_names():
         raise ProfileError(f"unknown profile {name!r}: choose one of {', '.join(profile_names())}")
+    if not isinstance(changes or {}, Mapping):
+        raise ProfileError(f"profile {name}: changes {changes!r}: should be sections: {{'chain': {{'eta': 0}}}}")
     changes = dict(changes or {})
+    if own := [key for key in ("name", "changes") if key in changes]:
+        raise ProfileError(f"profile {name}: {own[0]}: no such setting; choose one of {', '.join(_fields_at([]))}")
     settings = _read(BASE)
     if name != BASE:
         settings = _merged(settings, _read(name))
@@ -436,9 +461,10 @@ def _merged(base: Any, departures: Any) -> Any:
 
 def _explained(error: Mapping[str, Any]) -> str:
     """One line on a setting: its path, what was given, what may stand there."""
-    place = [str(part) for part in error["loc"] if part not in UNION_TAGS]
+    path = [str(part) for part in error["loc"]]
+    place = [part for part in path if part not in SCHEDULES]  # pydantic names the kind within a path
     if error["type"] == "extra_forbidden":
-        return f"{'.'.join(place)}: no such setting; choose one of {', '.join(_fields_at(place[:-1]))}"
+        return f"{'.'.join(place)}: no such setting; choose one of {', '.join(_fields_at(path[:-1]))}"
     if error["type"] == "missing":
         return f"{'.'.join(place)}: missing"
     given = "" if isinstance(error["input"], dict | BaseModel) else f"{error['input']!r}: "
@@ -449,17 +475,21 @@ def _explained(error: Mapping[str, Any]) -> str:
 
 def _number_as_text(error: Mapping[str, Any]) -> bool:
     try:
-        return error["type"] == "float_type" and isinstance(error["input"], str) and float(error["input"]) is not None
-    except ValueError:
+        return error["type"] == "float_type" and "e" in error["input"].lower() and float(error["input"]) is not None
+    except (AttributeError, ValueError):
         return False
 
 
-def _fields_at(place: list[str]) -> list[str]:
-    """The settings that the section at a path knows; the empty path is the profile."""
+def _fields_at(path: list[str]) -> list[str]:
+    """The settings that the section at a path knows, as pydantic writes paths; the empty path is the profile."""
     kind: type[BaseModel] = Profile
-    for part in place:
-        annotation = kind.model_fields[part].annotation
-        kind = next(
-            one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)
-        )
+    for part in path:
+        kind = SCHEDULES.get(part) or _section_of(kind.model_fields[part].annotation)
     return [name for name in kind.model_fields if kind is not Profile or name not in ("name", "changes")]
+
+
+def _section_of(annotation: Any) -> type[BaseModel]:
+    """The section that a setting holds, the first of several."""
+    return next(
+        one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)
+    )
