@@ -1,8 +1,8 @@
 """Channels-last group normalisation and SiLU, forward and backward (twin: reference.group_norm_silu).
 
-h = x + residual + shift is normalised. A group of up to TILE numbers is read once, by one program per (image, group). A
-larger one is read twice: one kernel computes the moments of every channel over blocks of pixels, a small one joins them,
-and a third normalises.
+h = x + residual + shift is normalised. A group of up to TILE numbers is read once, by one program per (image, group).
+A larger one is read twice: one kernel computes the moments of every channel over blocks of pixels, a small one joins
+them, and a third normalises.
 """
 
 import torch
