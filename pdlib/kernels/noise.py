@@ -1,8 +1,8 @@
 """Counter-based noise: every (subject, slice, member, step, pixel) has its own Gaussian number.
 
 Philox4x32-10 (Salmon et al. 2011) with the key (seed, subject) and the counter (pixel, step, member, slice). It keeps
-no state, so a sample never depends on batch size, order, devices or jobs, and the first k members of an ensemble are the
-ensemble of k. Triton's `tl.philox` on the same key and counter gives the same bits.
+no state, so a sample never depends on batch size, order, devices or jobs, and the first k members of an ensemble are
+the ensemble of k. Triton's `tl.philox` on the same key and counter gives the same bits.
 """
 
 import hashlib
