@@ -3,7 +3,8 @@
 A row is a source (the training it begins with), a start and a finish of the one reverse chain in `sampler`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 PRESEGMENTER = "presegmenter"  # the segmenter that the profile names
 CHAIN = "pd_ddpm"  # the method that the study is about
@@ -31,6 +32,7 @@ class Method:
         mask_only: the last network of a "one_step" finish sees the state alone, not the image.
         own_t_prime: T' is chosen for this row on the validation fold; otherwise it is the paper's.
         denoiser: the training of the chain's network, a key of DENOISERS.
+        settings: what the row has in place of the profile's chain settings, such as {"rule": "ddim", "eta": 0.0}.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Method:
     mask_only: bool = False
     own_t_prime: bool = False
     denoiser: str = "denoiser"
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 METHODS = {

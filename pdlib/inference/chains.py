@@ -6,13 +6,23 @@ from pdlib.methods import Method
 from pdlib.profiles import ChainSettings
 
 
-def chain_of(method: Method, settings: ChainSettings, steps: int) -> Chain:
+def settings_of(method: Method, settings: ChainSettings, **changes) -> ChainSettings:
+    """The chain settings of a row: the profile's, in their place the row's own, in the place of both the changes.
+
+    ValueError for a change of no such setting, or out of its range.
+    """
+    return ChainSettings.model_validate({**settings.model_dump(), **method.settings, **changes})
+
+
+def chain_of(method: Method, settings: ChainSettings, steps: int, **changes) -> Chain:
     """The chain of a row on a schedule of `steps` steps, to which the paper's T' and t_stop are scaled.
 
-    A row that starts from pure noise starts at the schedule's end, whatever T'. ValueError for a row without a chain.
+    settings: the profile's; changes: see `settings_of`. A row that starts from pure noise starts at the schedule's end,
+    whatever T'. ValueError for a row without a chain.
     """
     if method.start is None:
         raise ValueError(f"{method.title}: a row without a chain")
+    settings = settings_of(method, settings, **changes)
     t_prime = steps if method.start == "gaussian" else scale_t_prime(settings.t_prime, settings.paper_steps, steps)
     t_stop = scale_t_prime(settings.t_stop, settings.paper_steps, steps) if method.finish == "one_step" else 0
     calls = settings.calls or calls_of_stride(t_prime, settings.stride, t_stop)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pdlib.diffusion.sampler import Chain
-from pdlib.inference.chains import chain_of
+from pdlib.inference.chains import chain_of, settings_of
 from pdlib.inference.slices import OnBatch
 from pdlib.methods import METHODS, PRESEGMENTER, Method, rule_key
 from pdlib.study.cache import Drawn
@@ -46,14 +46,14 @@ class Row:
         """
         if name not in METHODS:
             raise ValueError(f"unknown method {name!r}: choose one of {list(METHODS)}")
-        method, settings = METHODS[name], run.profile.chain
-        settings = type(settings).model_validate({**settings.model_dump(), **changes})
+        method = METHODS[name]
+        settings = settings_of(method, run.profile.chain, **changes)
         size = (size or run.profile.ensemble.size) if method.members == "ensemble" else 1
         sources = _sources(run, method, settings.t_prime)
         if method.start is None:
             return cls(run, name, sources, None, size)
         denoiser = run.weights(method.denoiser)
-        chain = chain_of(method, settings, denoiser.card["diffusion"]["schedule"]["steps"])
+        chain = chain_of(method, run.profile.chain, denoiser.card["diffusion"]["schedule"]["steps"], **changes)
         refine = run.weights(refine_name(settings.t_stop, method.mask_only)) if chain.t_stop else None
         start = "noise" if method.start == "gaussian" else "best"
         return cls(run, name, sources, TrainedChain(chain, denoiser, refine), size, start)

@@ -6,7 +6,7 @@ from torch import nn
 from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
 from pdlib.inference.chains import chain_of
 from pdlib.methods import METHODS
-from pdlib.profiles import ChainSettings, DenoiserTraining, Section
+from pdlib.profiles import DenoiserTraining, Section
 from pdlib.study.run import Run
 from pdlib.training.fit import Fit, Training
 
@@ -51,8 +51,7 @@ def sampling_card(run: Run) -> dict:
 
 def chain_while_training(run: Run, name: str, settings: DenoiserTraining, **changes) -> Chain:
     """The chain of a row on the schedule of a denoiser that is still in training."""
-    chain = ChainSettings.model_validate({**run.profile.chain.model_dump(), **changes})
-    return chain_of(METHODS[name], chain, settings.diffusion.schedule.steps)
+    return chain_of(METHODS[name], run.profile.chain, settings.diffusion.schedule.steps, **changes)
 
 
 def sampler_while_training(run: Run, network: nn.Module, settings: DenoiserTraining, chain: Chain) -> Sampler:

@@ -9,7 +9,7 @@ from pdlib.diffusion.sampler import Chain
 from pdlib.inference.chains import chain_of
 from pdlib.methods import CHAIN, METHODS, PRESEGMENTER, RULES
 from pdlib.paths import Layout
-from pdlib.profiles import ChainSettings, DenoiserTraining, Fit, Profile
+from pdlib.profiles import DenoiserTraining, Fit, Profile
 from pdlib.workflow import graph
 
 Unit = tuple[str, str]  # an "update" or a "call" of a training's network by its name; or a "case", a "score", a "start"
@@ -158,9 +158,8 @@ class Count:
         return work
 
     def _chain(self, name: str, **changes) -> Chain:
-        settings = ChainSettings.model_validate({**self.profile.chain.model_dump(), **changes})
         network = self.profile.wolleb2021 if METHODS[name].denoiser == "wolleb2021" else self.profile.denoiser
-        return chain_of(METHODS[name], settings, network.diffusion.schedule.steps)
+        return chain_of(METHODS[name], self.profile.chain, network.diffusion.schedule.steps, **changes)
 
     def _row(
         self, name: str, splits: Sequence[str], size: int | None = None, start: str = "", **changes
