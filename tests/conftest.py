@@ -15,7 +15,9 @@ from pdlib.data import folds as splits
 from pdlib.data import wmh
 from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
 from pdlib.evaluation import records
+from pdlib.inference import slices
 from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.prepared import PreparedDenoiser
 from pdlib.networks.segmenters import segmentation_loss
 from pdlib.paths import Layout
 from pdlib.profiles import Profile, load_profile
@@ -31,7 +33,7 @@ from pdlib.training.objectives import (
     probabilistic_objective,
     segmentation_objective,
 )
-from pdlib.training.weights import BUILDERS
+from pdlib.training.weights import BUILDERS, load_weights, write_weights
 
 torch.set_num_threads(1)
 
@@ -72,9 +74,10 @@ CHANGES = {
     "data": {"folds": 3, "multiple": 4, "clip_percentiles": list(CLIP)},
     "machine": {"device": "cpu", "precision": "32-true", "batch_size": 8},
     "ensemble": {"size": 3, "threshold": 0.5, "vote": "soft"},
-    "chain": {"t_prime": 400, "stride": 2, "rule": "ddpm", "eta": 1.0},
+    "chain": {"t_prime": 400, "t_stop": 200, "stride": 2, "rule": "ddpm", "eta": 1.0},
     "denoiser": {"diffusion": {"schedule": {"steps": 10}, "prediction": "v"}, "t_max": 10},
     "tdpm": {"t_primes": [300, 400, 500]},
+    "truncation": {"t_stops": [200]},
 }
 FIT = Fit(
     steps=2,
@@ -138,8 +141,8 @@ class Trained:
         return self.place.weights("attention_unet_0") / "best.safetensors"
 
     def chain(self, t_prime: int = 4, **changes) -> Chain:
-        about = {"calls": t_prime, "rule": "ddpm", "eta": 1.0, "convention": "consistent"}
-        return Chain("preseg", "run_to_zero", t_prime, **about | changes)
+        about = {"start": "preseg", "finish": "run_to_zero", "calls": t_prime, "rule": "ddpm", "eta": 1.0}
+        return Chain(t_prime=t_prime, **about | {"convention": "consistent"} | changes)
 
 
 @pytest.fixture(scope="session")
@@ -221,6 +224,42 @@ def trained(networks: Trained, tmp_path: Path) -> Trained:
     place = Layout(tmp_path / "out", networks.place.profile)
     shutil.copytree(networks.place.out, place.out)
     return replace(networks, place=place)
+
+
+def rewritten(path: Path, shift: float = 0.0, **card) -> None:
+    """Other weights or another card in the same file."""
+    weights = load_weights(path)
+    tensors = {name: tensor + shift for name, tensor in weights.tensors.items()}
+    write_weights(path, tensors, {**weights.card, **card})
+
+
+class Calls:
+    """Images that networks were called on, counted at the networks themselves."""
+
+    def __init__(self, monkeypatch):
+        self.images = 0
+        denoise, call = PreparedDenoiser.__call__, slices._call
+
+        def counted_denoise(network, x, t):
+            self.images += len(x)
+            return denoise(network, x, t)
+
+        def counted_call(network, compute, on_call, x, *arguments):
+            self.images += len(x)
+            return call(network, compute, on_call, x, *arguments)
+
+        monkeypatch.setattr(PreparedDenoiser, "__call__", counted_denoise)
+        monkeypatch.setattr(slices, "_call", counted_call)
+
+    def since(self) -> int:
+        """Since it was asked last."""
+        images, self.images = self.images, 0
+        return images
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Calls:
+    return Calls(monkeypatch)
 
 
 @pytest.fixture

@@ -1,0 +1,187 @@
+"""A run: its subjects and settings, and which networks it takes or refuses."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import rewritten
+
+from pdlib.data import wmh
+from pdlib.evaluation import records
+from pdlib.paths import Layout
+from pdlib.study import run as run_module
+from pdlib.study.run import Run, diffusion_of
+from pdlib.training.weights import load_weights
+
+TRAININGS = ["attention_unet_0", "bayesian_unet_0", "probabilistic_unet_0", "tdpm_0300"]
+TRAININGS += ["denoiser", "wolleb2021", "one_step_0200", "one_step_0200_mask"]
+
+
+def test_no_subject_is_in_two_parts_whatever_the_fold(networks):
+    tested = []
+    for fold in range(3):
+        run = Run.at(replace(networks.place, fold=fold), networks.profile)
+        parts = [set(run.subjects(split)) for split in ("train", "validation", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 9 and all(parts)
+        tested += run.subjects("test")
+    assert len(tested) == len(set(tested)) == 9, "each subject is tested once"
+
+
+def test_a_few_subjects_are_spread_over_the_sites(networks):
+    run = networks.run
+    subjects = run.subjects("validation")
+    assert run.spread("validation", 9) == subjects and run.spread("validation", 1) == subjects[:1]
+    few = run.spread("validation", 2)
+    assert few == [subjects[0], subjects[-1]] and len({run.site(subject) for subject in few}) == 2
+
+
+def test_training_slices_are_those_of_the_training_subjects(networks):
+    run = networks.run
+    bank = run.training_slices()
+    volumes = [run.volume(subject) for subject in run.subjects("train")]
+    assert len(bank.images) == len(bank.masks) == run.slice_count("train")
+    assert sum(float(mask.sum()) for mask in bank.masks) == sum((v.mask * v.brain).sum() for v in volumes)
+    total = sum(float(image.abs().sum()) for image in bank.images)
+    assert total == pytest.approx(sum(np.abs(v.image).sum() for v in volumes), rel=1e-5)
+    assert run.slice_count("train", "test") == run.slice_count("train") + run.slice_count("test")
+
+
+def test_a_card_tells_the_data_as_segment_needs_them(networks):
+    card = networks.run.data_card()
+    assert card["in_plane_mm"]["median"] == pytest.approx([4.0, 4.8]) and card["clip_percentiles"] == [0.5, 99.5]
+    assert card == networks.run.weights("denoiser").card["data"] and json.loads(json.dumps(card)) == card
+
+
+def test_labels_tell_other_pathology_from_lesion(networks):
+    run, found = networks.run, set()
+    for subject in run.subjects("test"):
+        stored, _ = wmh.read_labels(f"{run.data['root']}/{subject}/wmh.nii.gz")
+        np.testing.assert_array_equal(run.labels(subject), stored)
+        found |= set(np.unique(stored))
+    assert found == {0, 1, 2}
+
+
+def test_a_run_keeps_the_precision_it_measured_whatever_a_later_measurement_says(trained, monkeypatch):
+    monkeypatch.setattr(run_module, "fast_precision", lambda device: "bf16-mixed")
+    machine = trained.profile.machine
+
+    def precision(asked):
+        profile = trained.profile.model_copy(update={"machine": machine.model_copy(update={"precision": asked})})
+        return Run.at(trained.place, profile).compute.precision
+
+    assert (precision("auto"), precision("bf16-mixed")) == ("32-true", "bf16-mixed")
+
+
+# Which networks a run takes.
+def test_weights_are_read_once_and_networks_built_once(trained):
+    run = trained.run
+    weights = run.weights("attention_unet_0")
+    assert run.weights("attention_unet_0") is weights
+    network = run.network(weights, "segmenter")
+    assert run.network(weights, "segmenter", "generator") is network
+    denoiser = run.denoiser(run.weights("denoiser"))
+    assert run.denoiser(run.weights("denoiser")) is denoiser
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    rewritten(trained.preseg, shift=0.1)
+    other = run.network(run.weights("attention_unet_0"), "segmenter")
+    assert other is not network and run.weights("attention_unet_0") != weights
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    with pytest.raises(ValueError, match="denoiser/best.safetensors: holds a denoiser, not a segmenter or generator"):
+        run.network(run.weights("denoiser"), "segmenter", "generator")
+    with pytest.raises(ValueError, match="attention_unet_0/best.safetensors: holds a segmenter, not a denoiser"):
+        run.denoiser(run.weights("attention_unet_0"))
+
+
+def test_each_denoiser_comes_with_what_it_was_trained_with(networks):
+    shared, own = (networks.run.weights(name) for name in ("denoiser", "wolleb2021"))
+    assert float(diffusion_of(own).schedule.betas[-1]) == pytest.approx(0.9) and own != shared
+    assert diffusion_of(shared).schedule.steps == 10 and diffusion_of(shared).prediction == "v"
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_weights_of_another_fold_are_refused(trained, name):
+    place = replace(trained.place, fold=1)
+    shutil.copytree(trained.weights, place.weights(""))
+    with pytest.raises(ValueError, match=f"fold_1/weights/{name}/best.* its train subjects are not those of fold 1"):
+        Run.at(place, trained.profile).weights(name)
+    assert trained.run.weights(name).finished
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_weights_of_other_subjects_are_refused(trained, split):
+    data = load_weights(trained.preseg).card["data"]
+    rewritten(trained.preseg, data=data | {split: [*data[split], trained.run.subjects("test")[0]]})
+    with pytest.raises(ValueError, match=f"attention_unet_0/best.* its {split} subjects are not those of fold 0"):
+        trained.run.weights("attention_unet_0")
+
+
+def test_an_unfinished_training_s_best_is_refused_but_not_the_steps_it_kept(trained):
+    rewritten(trained.preseg, finished=False, step=1)
+    run = trained.run
+    with pytest.raises(
+        ValueError, match="attention_unet_0/best.* training has not ended, these weights are of update 1"
+    ):
+        run.weights("attention_unet_0")
+    kept = sorted(
+        path.stem for path in trained.preseg.parent.glob("*.safetensors") if path.stem not in ("best", "last")
+    )
+    assert len(kept) == 2 and all(run.weights("attention_unet_0", step).card["kind"] == "segmenter" for step in kept)
+    with pytest.raises(ValueError, match="weights/nnunet/best.safetensors"):
+        run.weights("nnunet")
+
+
+# Changed settings.
+def changed(trained, own_networks):
+    place = replace(trained.place, changed="abc", own_networks=own_networks)
+    if own_networks:
+        shutil.copytree(trained.place.runs, place.runs, ignore=shutil.ignore_patterns("weights", "changed"))
+        shutil.copytree(trained.place.results, place.results, ignore=shutil.ignore_patterns("changed"))
+    return Run.at(place, trained.profile)
+
+
+def test_a_run_with_changed_settings_takes_the_profile_s_networks_and_writes_apart(trained):
+    run = changed(trained, own_networks=False)
+    own = run.place.weights("one_step_0200") / "best.safetensors"
+    assert run.data == trained.run.data and run.subjects("test") == trained.run.subjects("test")
+    assert run.weights("denoiser") is trained.run.weights("denoiser")
+    before = sorted(trained.place.results.rglob("*"))
+    run.write("a", pd.DataFrame({"x": [1]}))
+    written = run.place.results / "a.csv"
+    assert written == trained.place.results / "changed" / "abc" / "a.csv" and written.exists()
+    assert set(trained.place.results.glob("*")) - set(before) == {trained.place.results / "changed"}
+    shutil.copytree(trained.place.weights("one_step_0200"), own.parent)
+    rewritten(own, shift=0.1)
+    assert run.weights("one_step_0200").path == own, "its own come first, where it has trained some"
+    assert trained.run.weights("one_step_0200").path != own
+
+
+def test_a_run_whose_changes_concern_its_networks_takes_no_others(trained):
+    run = changed(trained, own_networks=True)
+    with pytest.raises(ValueError, match="changed/abc/weights/denoiser/best.safetensors"):
+        run.weights("denoiser")
+    shutil.copytree(trained.place.weights("denoiser"), run.place.weights("denoiser"))
+    assert run.weights("denoiser").path == run.place.weights("denoiser") / "best.safetensors"
+
+
+def test_opening_asks_for_what_the_notebook_stands_on_and_stamps_what_was_changed(trained, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run_module, "require", lambda *arguments: asked.append(arguments))
+    place = Layout(tmp_path / "other", "smoke", 2)
+    for theirs, ours in ((trained.place.cases, place.cases), (trained.place.folds, place.folds)):
+        ours.parent.mkdir(parents=True)
+        shutil.copy(theirs, ours)
+    run = Run.open("05_sweep_t_prime", "smoke", 2, str(place.out), {"chain": {"eta": 0.5}})
+    assert asked == [
+        (run.place, run.profile, ["01_prepare_data", "02_train_segmenters.attention_unet_0", "03_train_ddpm"])
+    ]
+    assert run.place.trained == place and run.place.results.is_relative_to(place.shared.results / "changed")
+    assert (run.fold, run.profile.chain.eta, run.note) == (2, 0.5, "phantom")
+    run.write("a", pd.DataFrame({"x": [1]}))
+    stamp = records.read_stamp(run.place.results / "a.csv")
+    assert stamp["profile"] == "smoke" and stamp["changes"] == {"chain": {"eta": 0.5}} and stamp["phantom"] is True
+    with pytest.raises(ValueError, match=r"chain\.eat: no such setting"):
+        Run.open("05_sweep_t_prime", "smoke", 2, str(place.out), {"chain": {"eat": 0.5}})

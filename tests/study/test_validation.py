@@ -1,0 +1,79 @@
+"""What trainings are watched by, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pdlib.diffusion.sampler import Sampler
+from pdlib.evaluation import metrics
+from pdlib.study.members import drawn_once, draws, sampled
+from pdlib.study.run import diffusion_of
+from pdlib.study.validation import mean_dice, pick_checkpoints, sampled_dice, segmenter_dice, state_statistics
+
+CURVE = pd.Series({15: 0.10, 30: 0.50, 45: 0.60, 60: 0.65, 75: 0.70, 90: 0.69})
+
+
+@pytest.mark.parametrize(
+    ("gaps", "steps"),
+    [
+        ([0.2, 0.1, 0.0], [30, 45, 75]),
+        ([0.0, 0.1, 0.2], [30, 45, 75]),
+        ([0.045, 0.029, 0.0], [60, 90, 75]),
+        ([0.045, 0.029, 0.014, 0.0], [45, 60, 90, 75]),
+        ([0.0], [75]),
+    ],
+)
+def test_checkpoints_by_hand(gaps, steps):
+    """Targets are best - gap = .50, .60; or .655 and .671, so .65 and .69, unless .686 takes .69."""
+    assert pick_checkpoints(CURVE, gaps) == steps
+
+
+def test_too_few_checkpoints_is_said():
+    with pytest.raises(ValueError, match="4 checkpoints asked of a training with 3 distinct scores"):
+        pick_checkpoints(pd.Series({1: 0.1, 2: 0.2, 3: 0.2, 4: 0.3}), [0.045, 0.029, 0.014, 0.0])
+
+
+def test_mean_dice_leaves_out_a_subject_without_lesion_and_prediction(networks, monkeypatch):
+    run, subjects = networks.run, networks.run.subjects("validation")
+    whole = [run.labels(subject) == 1 for subject in subjects]
+    half = [*whole[:1], *(mask & False for mask in whole[1:])]
+    assert mean_dice(run, subjects, (mask * 0.5 for mask in whole)) == 1, "the threshold itself is a lesion"
+    assert mean_dice(run, subjects, (mask * 0.49 for mask in whole)) == 0
+    assert mean_dice(run, subjects, half) == pytest.approx(1 / 3)
+    monkeypatch.setattr(type(run), "labels", lambda self, name: whole[0] * (name == subjects[0]))
+    assert mean_dice(run, subjects, half) == 1
+
+
+def test_curves_are_the_dice_of_validation_subjects(trained):
+    run, subjects = trained.run, trained.run.subjects("validation")
+
+    def dice(subject, values):
+        return metrics.score_volume(run.labels(subject), values >= 0.5, run.volume(subject).spacing_mm)["dice"]
+
+    weights = run.weights("attention_unet_0")
+    network = run.network(weights, "segmenter")
+    kept = {subject: drawn_once(run, network, subject) for subject in subjects}
+    expected = np.nanmean([dice(subject, values) for subject, values in kept.items()])
+    assert segmenter_dice(run, network) == {"dice": pytest.approx(expected)}
+    denoiser = run.weights("denoiser")
+    sampler = Sampler(run.denoiser(denoiser), diffusion_of(denoiser), trained.chain(calls=2))
+    starts = {subject: (values >= 0.5).astype(np.float32) for subject, values in kept.items()}
+    for start in (starts.get, None):
+        members = {one: sampled(run, sampler, one, start and start(one)) for one in subjects[:2]}
+        expected = np.nanmean([dice(subject, values) for subject, values in members.items()])
+        assert sampled_dice(run, sampler, subjects[:2], start) == {"dice": pytest.approx(expected)}
+    assert not list(trained.place.runs.rglob("*.npz")), "networks in training leave nothing in the cache"
+
+
+def test_a_generator_s_states_stand_beside_diffused_references(trained):
+    run, diffusion = trained.run, diffusion_of(trained.run.weights("denoiser"))
+    weights, subjects = run.weights("tdpm_0300"), run.subjects("test")[:2]
+    table = state_statistics(run, weights, diffusion, 3, subjects)
+    abar = float(diffusion.schedule.abar(2))
+    diffused = table.loc["diffused"]
+    assert diffused["mean in lesions"] == pytest.approx(abar**0.5, abs=0.1)
+    assert diffused["deviation outside"] == pytest.approx((1 - abar) ** 0.5, rel=0.1)
+    assert diffused["deviation between draws"] == pytest.approx((1 - abar) ** 0.5, rel=0.1)
+    drawn = np.stack([draws(run, weights, subject, 2).values for subject in subjects])
+    inside = np.stack([run.volume(subject).brain & (run.volume(subject).mask == 0) for subject in subjects])
+    assert table.loc["drawn", "mean outside"] == pytest.approx(drawn[:, 0][inside].mean(), rel=1e-5)
