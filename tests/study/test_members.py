@@ -196,9 +196,9 @@ def test_what_a_chain_starts_from(trained, calls):
 
 def test_networks_of_another_chain_are_refused(trained):
     stopped = trained.chain(calls=1, t_prime=2, finish="one_step", t_stop=1)
-    with pytest.raises(ValueError, match="one_step_0200/best.* trained for t_stop 2, and the chain stops at 1"):
+    with pytest.raises(ValueError, match=r"one_step_0200/best.* trained for t_stop 2, and the chain stops at 1"):
         of(trained, stopped, "one_step_0200")
     rewritten(trained.place.weights("denoiser") / "best.safetensors", t_max=3)
-    with pytest.raises(ValueError, match="denoiser/best.* trained on 3 steps, and T' is 4"):
+    with pytest.raises(ValueError, match=r"denoiser/best.* trained on 3 steps, and T' is 4"):
         of(trained)
     of(trained, trained.chain(t_prime=3))

@@ -90,9 +90,9 @@ def test_weights_are_read_once_and_networks_built_once(trained):
     other = run.network(run.weights("attention_unet_0"), "segmenter")
     assert other is not network and run.weights("attention_unet_0") != weights
     assert any(not torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
-    with pytest.raises(ValueError, match="denoiser/best.safetensors: holds a denoiser, not a segmenter or generator"):
+    with pytest.raises(ValueError, match=r"denoiser/best\.safetensors: holds a denoiser, not a segmenter or generator"):
         run.network(run.weights("denoiser"), "segmenter", "generator")
-    with pytest.raises(ValueError, match="attention_unet_0/best.safetensors: holds a segmenter, not a denoiser"):
+    with pytest.raises(ValueError, match=r"attention_unet_0/best\.safetensors: holds a segmenter, not a denoiser"):
         run.denoiser(run.weights("attention_unet_0"))
 
 
@@ -122,15 +122,13 @@ def test_weights_of_other_subjects_are_refused(trained, split):
 def test_an_unfinished_training_s_best_is_refused_but_not_the_steps_it_kept(trained):
     rewritten(trained.preseg, finished=False, step=1)
     run = trained.run
-    with pytest.raises(
-        ValueError, match="attention_unet_0/best.* training has not ended, these weights are of update 1"
-    ):
+    with pytest.raises(ValueError, match=r"attention_unet_0/best.* not ended, these weights are of update 1"):
         run.weights("attention_unet_0")
     kept = sorted(
         path.stem for path in trained.preseg.parent.glob("*.safetensors") if path.stem not in ("best", "last")
     )
     assert len(kept) == 2 and all(run.weights("attention_unet_0", step).card["kind"] == "segmenter" for step in kept)
-    with pytest.raises(ValueError, match="weights/nnunet/best.safetensors"):
+    with pytest.raises(ValueError, match=r"weights/nnunet/best\.safetensors"):
         run.weights("nnunet")
 
 
@@ -161,7 +159,7 @@ def test_a_run_with_changed_settings_takes_the_profile_s_networks_and_writes_apa
 
 def test_a_run_whose_changes_concern_its_networks_takes_no_others(trained):
     run = changed(trained, own_networks=True)
-    with pytest.raises(ValueError, match="changed/abc/weights/denoiser/best.safetensors"):
+    with pytest.raises(ValueError, match=r"changed/abc/weights/denoiser/best\.safetensors"):
         run.weights("denoiser")
     shutil.copytree(trained.place.weights("denoiser"), run.place.weights("denoiser"))
     assert run.weights("denoiser").path == run.place.weights("denoiser") / "best.safetensors"
