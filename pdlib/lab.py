@@ -1,4 +1,4 @@
-"""`make lab`: JupyterLab on the notebooks, and a git filter that leaves out what saving one adds to it.
+"""`make lab`: JupyterLab on the notebooks, and a git filter and a hook that leave out what saving one adds to it.
 
 `python -m pdlib.lab clean` is the filter: a notebook on stdin, its cells alone on stdout.
 """
@@ -43,11 +43,27 @@ def _cleaned(cell: dict) -> dict:
 
 def install_filter(root: Path, python: Path) -> None:
     """Set the filter in the .git/config of a clone, and nowhere else; a folder without git stays as it is."""
-    inside = ["git", "-C", str(root), "rev-parse", "--is-inside-work-tree"]
-    if subprocess.run(inside, capture_output=True).returncode == 0:
+    if _git(root, "rev-parse", "--is-inside-work-tree").returncode == 0:
         python = python.relative_to(root) if python.is_relative_to(root) else python  # git runs it from the top
         command = f"{shlex.quote(str(python))} -m pdlib.lab clean"
-        subprocess.run(["git", "-C", str(root), "config", f"filter.{FILTER}.clean", command], check=True)
+        _git(root, "config", f"filter.{FILTER}.clean", command).check_returncode()
+
+
+def after_saving(os_path: str, model: dict, **other: object) -> None:
+    """Jupyter's hook: a save that changed no cell is none for git either.
+
+    Git takes a file of another size for a changed one, whatever its filter makes of it, until the file is added again.
+    """
+    path = Path(os_path)
+    if model["type"] != "notebook":
+        return
+    kept = _git(path.parent, "show", f":./{path.name}")
+    if kept.returncode == 0 and kept.stdout == cleaned(path.read_text(encoding="utf-8")).encode():
+        _git(path.parent, "add", "--", path.name)
+
+
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +73,8 @@ def main(arguments: list[str]) -> int:
         sys.stdout.buffer.write(cleaned(text).encode("utf-8", "surrogateescape"))
         return 0
     install_filter(ROOT, Path(sys.executable))
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS)]).returncode
+    hook = "--FileContentsManager.post_save_hook=pdlib.lab.after_saving"
+    return subprocess.run([sys.executable, "-m", "jupyterlab", hook, str(NOTEBOOKS)]).returncode
 
 
 if __name__ == "__main__":

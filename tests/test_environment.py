@@ -11,6 +11,7 @@ import yaml
 from importlinter.cli import lint_imports
 
 from pdlib.paths import ROOT
+from pdlib.reproduce import Asked
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = sorted(
@@ -42,12 +43,6 @@ def test_conda_and_pip_ask_for_the_same():
     assert f"python{PYPROJECT['project']['requires-python']}" in environment["dependencies"]
 
 
-@pytest.mark.parametrize(("given", "out"), [([], "."), (["DATA=x"], "real-data"), (["DATA=x", "OUT=y"], "y")])
-def test_real_data_never_write_over_the_committed_phantom(given, out):
-    made = subprocess.run(["make", "-n", "READY=", "reproduce", *given], cwd=ROOT, capture_output=True, text=True)
-    assert f'mkdir -p "{out}/runs"' in made.stdout
-
-
 def test_every_requirement_is_pinned_once_and_without_a_local_suffix():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
     assert all(re.fullmatch(r"[a-z0-9._-]+==[0-9][0-9a-z.]*", line) for line in lines)
@@ -66,18 +61,24 @@ def test_imports_only_go_down(monkeypatch, capfd):
 
 def test_every_module_has_its_floor():
     layers = next(one["layers"] for one in PYPROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
-    floors = {name for layer in layers for name in layer.split(" | ")}
+    floors = {name for layer in layers for name in re.split(r" [|:] ", layer)}
     assert not [m for m in MODULES if m != "pdlib" and not any(m == f or m.startswith(f"{f}.") for f in floors)]
 
 
 def test_package_imports_without_triton():
-    python("import sys; sys.modules['triton'] = None; import pdlib.study.pictures, pdlib.segment")
+    python("import sys; sys.modules['triton'] = None; import pdlib.study.pictures, pdlib.inference.segment")
 
 
 def test_without_triton_chains_are_sampled_and_the_kernels_notebook_runs(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['triton'] = None\n", encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PDLIB_OUT": str(tmp_path)}
-    tests = ["tests/test_steps.py", "tests/test_slices.py", "tests/test_kernels.py", "tests/test_kernels_compile.py"]
+    tests = [
+        "diffusion/test_steps.py",
+        "inference/test_slices.py",
+        "kernels/test_kernels.py",
+        "kernels/test_compile.py",
+    ]
+    tests = [f"tests/{name}" for name in tests]
     notebook = ["notebooks/09_read_the_kernels.ipynb", str(tmp_path / "executed.ipynb")]
     for command in (["pytest", "-q", "-o", "addopts=", "-p", "no:xdist", *tests], ["papermill", *notebook]):
         done = subprocess.run(
@@ -88,7 +89,15 @@ def test_without_triton_chains_are_sampled_and_the_kernels_notebook_runs(tmp_pat
 
 
 def test_light_modules_load_neither_torch_nor_monai():
-    wings = "report.curves report.slices report.readme evaluation.metrics evaluation.stats evaluation.records data.wmh __main__"
-    light = ", ".join(f"pdlib.{module}" for module in wings.split())
-    heavy = "{'torch', 'monai', 'lightning_fabric'}"
+    wings = "report.curves report.slices report.readme evaluation.metrics evaluation.stats evaluation.records data.wmh"
+    light = ", ".join(f"pdlib.{module}" for module in (*wings.split(), "__main__", "reproduce", "lab", "workflow"))
+    heavy = "{'torch', 'monai', 'lightning_fabric', 'papermill', 'snakemake'}"
     assert python(f"import sys, {light}; print({heavy} & set(sys.modules))").strip() == "set()"
+
+
+@pytest.mark.parametrize(("given", "out"), [({}, "."), ({"DATA": "."}, "real-data"), ({"DATA": ".", "OUT": "y"}, "y")])
+def test_real_data_never_write_over_the_committed_phantom(given, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"DATA": "PDLIB_DATA", "OUT": "PDLIB_OUT_FOLDER"}
+    asked = Asked.of({names[key]: value for key, value in given.items()})
+    assert asked.out == (tmp_path / out).resolve() and bool(asked.data) == bool(given)
