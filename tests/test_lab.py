@@ -76,15 +76,6 @@ def test_the_filter_is_set_in_the_clone_alone(clone, tmp_path):
     assert not list((tmp_path / "no clone").iterdir())
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_committed_notebooks_are_what_the_filter_makes(path):
-    text = path.read_text(encoding="utf-8")
-    committed = subprocess.run(["git", "show", f"HEAD:notebooks/{path.name}"], cwd=ROOT, capture_output=True)
-    if committed.returncode == 0:
-        text = committed.stdout.decode()
-    assert cleaned(text) == text
-
-
 def test_what_is_no_notebook_stays_as_it_is():
     for text in ("", "<<<<<<< HEAD\n{}", "[]", "{}"):
         assert cleaned(text) == text

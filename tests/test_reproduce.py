@@ -13,45 +13,78 @@ import pandas as pd
 import pytest
 
 from pdlib.paths import NOTEBOOKS, ROOT, layout
-from pdlib.workflow import load_profile
+from pdlib.profiles import load_profile
+from pdlib.workflow import graph
 
 KILLED_AFTER_JOBS = 3
+DRAWN = ("01", "02", "03", "04", "05", "06", "08", "09", "10", "12")  # notebooks that show figures
+CALL = 'make --no-print-directory reproduce PROFILE=smoke 2>&1 | tee -a "$LOG"'
 
 
-def reproduce(out):
-    """Start `make reproduce` of the smoke profile; what it prints is shown, and kept in out/log."""
-    command = f"make reproduce PROFILE=smoke OUT='{out}' 2>&1 | tee -a '{out}/log'"
-    return subprocess.Popen(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, start_new_session=True)
+def reproduce(folder):
+    """Start `make reproduce` of the smoke profile into an unkind folder; what it prints is shown, and kept in a log."""
+    deep = folder / ("long" * 30)  # where a kernel's sockets could not lie
+    deep.mkdir(exist_ok=True)
+    environment = os.environ | {"OUT": str(folder / OUT), "LOG": str(folder / "log"), "TMPDIR": str(deep)}
+    command = ["bash", "-o", "pipefail", "-c", CALL]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+
+
+OUT = "smoke #1 {x} it's $HOME "
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    out = tmp_path_factory.mktemp("smoke")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("reproduce")
+
+
+@pytest.fixture(scope="module")
+def place(folder):
+    place, log = layout("smoke", str(folder / OUT)), folder / "log"
     for table in ("folds", "table1_scores", "training/denoiser", "training/attention_unet_0"):
-        committed = layout("smoke", str(out)).results / f"{table}.csv"  # as in a clone: results without their run
+        committed = place.results / f"{table}.csv"  # as in a clone: results without their run
         committed.parent.mkdir(parents=True, exist_ok=True)
         committed.write_text("method\nnot this run's\n")
-    (out / "log").touch()
-    first = reproduce(out)
-    while (out / "log").read_text().count("Finished jobid") < KILLED_AFTER_JOBS and first.poll() is None:
+    log.touch()
+    first = reproduce(folder)
+    while log.read_text().count("Finished jobid") < KILLED_AFTER_JOBS and first.poll() is None:
         time.sleep(0.2)
     time.sleep(3)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    assert not (layout("smoke", str(out)).figures / "fig3.png").exists(), "killed before the end"
-    assert reproduce(out).wait() == 0, (out / "log").read_text()[-4000:]
-    return layout("smoke", str(out))
+    assert not (place.figures / "fig3.png").exists(), "killed before the end"
+    assert reproduce(folder).wait() == 0, log.read_text()[-4000:]
+    return place
 
 
 def test_every_figure_and_table_is_there(place):
-    for name in ("fig1", "fig2", "fig3", "fig4", "truncation", "fewer_calls", "agreement"):
+    for name in ("fig1", "fig2", "fig3", "fig4", "scores", "truncation", "fewer_calls", "agreement"):
         assert (place.figures / f"{name}.png").stat().st_size > 10_000
         assert (place.figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     for name in ("table1", "table1_by_site", "table2", "truncation", "fundus", "claims", "fewer_calls"):
         assert (place.figures / f"{name}.md").read_text().count("|") > 20
         assert len(pd.read_csv(place.figures / f"{name}.csv")) >= 3
-    methods = load_profile("smoke")["04_compare_methods"]["methods"]
-    assert pd.read_csv(place.figures / "table1.csv").method.tolist() == methods
+    assert pd.read_csv(place.figures / "table1.csv").method.tolist() == list(load_profile("smoke").comparison.methods)
+
+
+def test_every_executed_notebook_shows_its_figures_and_no_error(place):
+    executed = {path.stem: nbformat.read(path, as_version=4) for path in place.executed("x").parent.glob("*.ipynb")}
+    assert set(executed) == set(graph(load_profile("smoke")))
+    for name, notebook in executed.items():
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert not [output for output in outputs if output.output_type == "error"], name
+        for output in outputs:
+            told = "".join(output.get("data", {}).get("text/plain", "")) + "".join(output.get("text", ""))
+            assert "image/png" in output.get("data", {}) or not re.search(r"<[\w. ]*Figure", told), f"{name}: {told}"
+        alone = name.startswith("02") or "." not in name  # one point of a sweep draws nothing
+        assert pictures or name[:2] not in DRAWN or not alone, f"{name} shows no figure"
+
+
+def test_the_cost_was_told_before(place, folder):
+    told = (folder / "log").read_text()
+    assert re.search(r"^\d+ jobs to run, \d+ at a time on this machine: about \d", told, re.M)
+    assert re.search(r"^  03_train_ddpm +about \d", told, re.M) and "no estimate" not in told
 
 
 def test_every_result_has_its_stamp(place):
@@ -66,12 +99,12 @@ def test_every_result_has_its_stamp(place):
         assert stamp["data_fingerprint"] and stamp["packages"]["torch"]
 
 
-def test_a_further_call_does_nothing(place):
+def test_a_further_call_does_nothing(place, folder):
     before = {
         path: path.stat().st_mtime_ns for path in place.out.rglob("*") if path.suffix in (".csv", ".ipynb", ".png")
     }
-    assert reproduce(place.out).wait() == 0
-    assert "Nothing to be done" in (place.out / "log").read_text()[-2000:]
+    assert reproduce(folder).wait() == 0
+    assert "Nothing to be done" in (folder / "log").read_text()[-2000:]
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -80,6 +113,7 @@ def test_notebooks_run_by_themselves_with_their_smoke_values(place):
     cells = sum(cell.cell_type == "code" for path in notebooks for cell in nbformat.read(path, as_version=4).cells)
     print("every notebook by itself, some minutes ...", flush=True)
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300"]
+    command += ["-n", "2", "--dist", "loadscope"]  # a notebook's cells belong together
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", "-o", "addopts=", *map(str, notebooks)],
         cwd=ROOT,
