@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PRESEGMENTER = "presegmenter"  # the segmenter that the profile names
+GREY = "#595959"  # of whatever has no colour of its own
 CHAIN = "pd_ddpm"  # the method that the study is about
 SCORED = (  # the notebooks whose scores the ledger reads
     "04_compare_methods",
@@ -32,6 +33,7 @@ class Method:
         mask_only: the last network of a "one_step" finish sees the state alone, not the image.
         own_t_prime: T' is chosen for this row on the validation fold; otherwise it is the paper's.
         denoiser: the training of the chain's network, a key of DENOISERS.
+        colour: of the row in every figure; they can be told apart by the colour-blind.
         settings: what the row has in place of the profile's chain settings, such as {"rule": "ddim", "eta": 0.0}.
     """
 
@@ -44,24 +46,27 @@ class Method:
     own_t_prime: bool = False
     denoiser: str = "denoiser"
     settings: Mapping[str, object] = field(default_factory=dict)
+    colour: str = GREY
 
 
 METHODS = {
-    "unet": Method("U-Net", "unet", members="one"),
-    "attention_unet": Method("Attention U-Net", "attention_unet", members="one"),
-    "unet_plus_plus": Method("U-Net++", "unet_plus_plus", members="one"),
-    "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet"),
-    "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet"),
-    "ddpm": Method("DDPM", None, start="gaussian"),
-    "wolleb2021": Method("DDPM, Wolleb's recipe", None, start="gaussian", denoiser="wolleb2021"),
-    "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True),
-    "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True),
-    "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg"),
-    "addpm": Method("ADDPM", PRESEGMENTER, start="preseg", finish="one_step"),
-    "addpm_mask_only": Method("ADDPM, mask only", PRESEGMENTER, start="preseg", finish="one_step", mask_only=True),
-    "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one"),
-    "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump"),
-    "deep_ensemble": Method("Pre-segmenter, ensemble of seeds", PRESEGMENTER, members="seeds"),
+    "unet": Method("U-Net", "unet", members="one", colour="#7FB8D8"),
+    "attention_unet": Method("Attention U-Net", "attention_unet", members="one", colour="#0072B2"),
+    "unet_plus_plus": Method("U-Net++", "unet_plus_plus", members="one", colour="#00406B"),
+    "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet", colour="#C9A227"),
+    "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet", colour="#E69F00"),
+    "ddpm": Method("DDPM", None, start="gaussian", colour="#000000"),
+    "wolleb2021": Method("DDPM, Wolleb's recipe", None, start="gaussian", denoiser="wolleb2021", colour="#808080"),
+    "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True, colour="#CC79A7"),
+    "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True, colour="#8C3B6B"),
+    "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg", colour="#D55E00"),
+    "addpm": Method("ADDPM", PRESEGMENTER, start="preseg", finish="one_step", colour="#009E73"),
+    "addpm_mask_only": Method(
+        "ADDPM, mask only", PRESEGMENTER, start="preseg", finish="one_step", mask_only=True, colour="#7CC8B0"
+    ),
+    "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one", colour="#F0A878"),
+    "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump", colour="#8A3C00"),
+    "deep_ensemble": Method("Pre-segmenter, ensemble of seeds", PRESEGMENTER, members="seeds", colour="#56B4E9"),
 }
 
 

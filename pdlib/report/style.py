@@ -17,28 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from pdlib.methods import GREY, METHODS
 from pdlib.paths import STYLE, replacing
 
 SINGLE, DOUBLE = 3.4, 7.0  # column widths, inches
 SPLIT_COLOURS = {"validation": "C0", "test": "C1"}
 HIT, EXTRA, MISSED = "#009E73", "#E69F00", "#56B4E9"
-METHOD_COLOURS = {
-    "unet": "#7FB8D8",
-    "attention_unet": "#0072B2",
-    "unet_plus_plus": "#00406B",
-    "deep_ensemble": "#56B4E9",
-    "bayesian_unet": "#C9A227",
-    "probabilistic_unet": "#E69F00",
-    "ddpm": "#000000",
-    "wolleb2021": "#808080",
-    "tdpm": "#CC79A7",
-    "es_ddpm": "#8C3B6B",
-    "pd_ddpm": "#D55E00",
-    "pd_ddpm_1": "#F0A878",
-    "x0_jump": "#8A3C00",
-    "addpm": "#009E73",
-    "addpm_mask_only": "#7CC8B0",
-}
 
 
 class PaperFigure(Figure):
@@ -56,7 +40,7 @@ class PaperFigure(Figure):
 
 def method_colour(method: str) -> str:
     """The colour of a method (a key of `methods.METHODS`) in every figure; dark grey for what is none."""
-    return METHOD_COLOURS.get(method, "0.35")
+    return METHODS[method].colour if method in METHODS else GREY
 
 
 def paper_style(draw: Callable[..., PaperFigure]) -> Callable[..., PaperFigure]:
