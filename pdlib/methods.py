@@ -46,7 +46,7 @@ class Method:
     own_t_prime: bool = False
     denoiser: str = "denoiser"
     settings: Mapping[str, object] = field(default_factory=dict)
-    colour: str = GREY
+    colour: str = field(default=GREY, compare=False)
 
 
 METHODS = {
