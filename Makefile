@@ -54,7 +54,7 @@ test: $(READY)
 	"$(PYTHON)" -m pytest --capture no tests/test_reproduce.py
 
 bench: $(READY)
-	for question in ops step operators chain train; do "$(PYTHON)" -m benchmarks.$$question || exit 1; done
+	for question in ops step operators chain train threads; do "$(PYTHON)" -m benchmarks.$$question || exit 1; done
 
 lab: $(READY)
 	"$(PYTHON)" -m pdlib.lab
