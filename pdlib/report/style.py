@@ -5,6 +5,7 @@ apart; relatives share a hue and differ in lightness, and stand at different pla
 """
 
 import io
+import logging
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -65,6 +66,7 @@ def save_figure(figure: Figure, path_stem: str | os.PathLike) -> list[Path]:
     stem = Path(path_stem)
     metadata = {"png": {"Software": None}, "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer"))}
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in metadata]
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the fonts' dates, in red in a notebook
     with plt.style.context(STYLE):
         for path, (kind, about) in zip(paths, metadata.items(), strict=True):
             with replacing(path) as draft:
