@@ -31,6 +31,7 @@ from pdlib.workflow import graph, place_of
 COPY = "PDLIB_COST_COPY"  # set in the processes that only keep the other cores busy
 MOST_COPIES = 8
 MOST_HEADS = 3  # subjects that are looked at
+CROWDED = 0.75  # the share of the processor below which other programs are told of
 START_SHARE = 2.5  # a job's papermill, kernel and imports beside others', of this process's imports by itself
 
 
@@ -42,6 +43,7 @@ class Machine:
     slices: int
     prices: Mapping[Unit, float]
     slots: int
+    share: float = 1.0  # of the processor that a job got while this was measured; the rest went to other programs
 
     def seconds(self, profile: Profile, jobs: Sequence[str]) -> dict[str, float]:
         """What each job takes by itself."""
@@ -148,6 +150,8 @@ def report(profile: Profile, jobs: Sequence[str], machine: Machine) -> str:
     seconds = machine.seconds(profile, jobs)
     wall = wall_seconds(profile, seconds, machine.slots)
     lines = [f"{len(jobs)} jobs to run, {machine.slots} at a time on this machine: {about(wall)} in all"]
+    if machine.share < CROWDED:
+        lines.append(f"  as long as other programs run beside it; without them {about(wall * machine.share)}")
     notebooks, runs = Counter(), Counter(job.partition(".")[0] for job in jobs)
     for job, spent in seconds.items():
         notebooks[job.partition(".")[0]] += spent
@@ -189,14 +193,18 @@ def main(cores: int, asked: Mapping) -> None:
         start = time.time() - asked["started"]
         subjects, head, case = look(profile, place, asked["data"])
         units = {unit for job, work in works(profile, subjects, head.slices).items() if job in jobs for unit in work}
+        before = time.process_time(), time.perf_counter()
         prices = measure(profile, head, units)
+        got, passed = time.process_time() - before[0], time.perf_counter() - before[1]
+        # Several threads, or a GPU, leave the processor idle of themselves.
+        share = got / passed if profile.machine.threads == 1 and not alone else 1.0
         prices |= {("case", ""): case, ("start", ""): START_SHARE * start}
     finally:
         for one in beside:
             one.kill()
             one.wait()
     if COPY not in os.environ:
-        print(report(profile, jobs, Machine(subjects, head.slices, prices, slots)), flush=True)
+        print(report(profile, jobs, Machine(subjects, head.slices, prices, slots, share)), flush=True)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,9 @@ def test_a_report_has_a_line_for_each_notebook_and_a_total():
         job.partition(".")[0] for job in graph(profile)
     }
     assert any("CHANGES='" in line for line in rest)
+    assert "other programs" not in told
+    crowded = report(profile, list(graph(profile)), Machine(12, 12, dict.fromkeys(units, 0.01), 2, share=0.5))
+    assert "  as long as other programs run beside it; without them about " in crowded
 
 
 def test_every_kind_of_network_is_tried():
