@@ -189,8 +189,9 @@ def test_every_failure_is_one_line(monkeypatch, capsys, error, code, line, trace
 def test_ctrl_c_ends_a_command_in_one_line(tmp_path):
     save_case(tmp_path / "Utrecht" / "0")
     code = """
-import sys, time
+import signal, sys, time
 from pdlib.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from pdlib.data import wmh
 def slow(*args, **kwargs):
     print("reading", flush=True)
