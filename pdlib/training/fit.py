@@ -6,6 +6,7 @@ ends), last.safetensors (all that a resume needs) and, if asked for, step_<updat
 
 import copy
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,6 +116,9 @@ class Learner:
         finite = torch.stack([one.isfinite().all() for one in floats.values()]).tolist()
         broken = [name for name, good in zip(floats, finite, strict=True) if not good]
         return f"{broken[0]} is not finite after update {step}" if broken else None
+
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it remarks on its settings, in red in a notebook
 
 
 def build_fabric(device: torch.device, precision: str) -> Fabric:
