@@ -319,6 +319,14 @@ class Truncation(Section):
     methods: MethodNames
     ensemble_size: Count
 
+    @model_validator(mode="after")
+    def _with_the_rows_of_the_notebook(self) -> Self:
+        if self.methods[:1] != (CHAIN,) or not {"x0_jump", "addpm"} <= {*self.methods}:
+            raise ValueError(
+                f"methods {list(self.methods)}: {CHAIN} comes first, and x0_jump and addpm have to be there"
+            )
+        return self
+
 
 class FewerCalls(Section):
     starts: ChainNames
@@ -377,6 +385,10 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
+        for name in sorted(self.rows):
+            if wrong := set(METHODS[name].settings) - set(ChainSettings.model_fields):
+                raise ValueError(f"{name}: methods.METHODS fixes {sorted(wrong)}, and no chain has such a setting")
+            ChainSettings.model_validate({**self.chain.model_dump(), **METHODS[name].settings})
         if self.fold >= self.data.folds:
             raise ValueError(f"fold {self.fold}: there are folds 0 to {self.data.folds - 1}")
         starts = ("sweep.t_primes", "truncation.t_primes", "tdpm.t_primes", "comparison.t_prime_candidates")

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from pdlib.methods import SCORED, jobs
 from pdlib.paths import NOTEBOOKS, ROOT, Layout, output_root, write_whole
-from pdlib.profiles import Profile, load_profile
+from pdlib.profiles import Profile, ProfileError, load_profile
 
 IN_WORKFLOW = "PDLIB_WORKFLOW"  # set in the environment of the graph's jobs
 LONGEST_SOCKET = 60  # bytes of a folder's name for sockets: a socket's whole path may have 103 on macOS, 107 on Linux
@@ -41,7 +41,7 @@ _READ = {  # the sections of the profile that a notebook reads: its jobs run aga
     "05_sweep_t_prime": (*_SAMPLED, "sweep", "statistics"),
     "06_ensemble_size": (*_SAMPLED, "members", "comparison.deep_ensemble_seeds", "statistics"),
     "07_preseg_accuracy": (*_SAMPLED, "preseg_accuracy", "statistics"),
-    "08_truncate_both_ends": (*_SAMPLED, "truncation", "refine", "fundus", "statistics"),
+    "08_truncate_both_ends": (*_SAMPLED, "truncation", "refine", "fundus", "comparison.methods", "statistics"),
     "09_read_the_kernels": (),
     "10_fewer_calls": (*_SAMPLED, "fewer_calls", "statistics"),
     "11_claims": ("seed", "comparison.presegmenter", "fewer_calls.few_calls", "statistics"),
@@ -60,6 +60,8 @@ class NotebookFailed(RuntimeError):
 def place_of(profile: Profile, out: str = "", fold: int | None = None) -> Layout:
     """Where a fold of a profile lies (None: its own fold); with changed settings, apart from the profile's."""
     fold = profile.fold if fold is None else fold
+    if not 0 <= fold < profile.data.folds:
+        raise ProfileError(f"fold {fold}: profile {profile.name} has folds 0 to {profile.data.folds - 1}")
     if not profile.changes:
         return Layout(output_root(out), profile.name, fold)
     digest = hashlib.sha256(json.dumps(profile.changes, sort_keys=True).encode()).hexdigest()[:8]

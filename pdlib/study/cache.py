@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,5 +66,5 @@ def _load(path: Path, recipe: str) -> Timed | None:
             if str(stored["recipe"]) != recipe:
                 return None
             return Timed(stored["values"].astype(np.float32), int(stored["calls"]), float(stored["seconds"]))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

@@ -159,6 +159,8 @@ class Run:
         weights = load_weights(path)
         if checkpoint == "best":
             weights.require_finished()
+        if weights.card["data"]["fingerprint"] != self.data["fingerprint"]:
+            raise ValueError(f"{path}: trained on other data than the cases that notebook 01 has read")
         for split in ("train", "validation"):
             if weights.card["data"][split] != self.subjects(split):
                 raise ValueError(f"{path}: its {split} subjects are not those of fold {self.fold}")
@@ -213,6 +215,7 @@ class Run:
         }
 
 
+@lru_cache(maxsize=8)  # one schedule object a denoiser, by which tables of steps are cached
 def diffusion_of(weights: Weights) -> Diffusion:
     """What a denoiser was trained with, from its card."""
     return build_diffusion(**weights.card["diffusion"])
