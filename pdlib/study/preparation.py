@@ -27,6 +27,11 @@ def phantom_folder(place: Layout, profile: Profile) -> Path:
     return place.trained.shared.runs / f"phantom-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 
+def data_root(place: Layout, profile: Profile, data: str) -> str:
+    """The folder of the cases, absolute, for other notebooks run elsewhere: data, or where it is "" the phantom."""
+    return str(Path(data).resolve()) if data else str(phantom_folder(place, profile))
+
+
 def write_phantom(root: Path | str, profile: Profile) -> None:
     """Write a profile's phantom; cases that are complete stay."""
     recipe = _recipe()["phantom"]
