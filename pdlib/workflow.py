@@ -21,7 +21,7 @@ from socket import gethostname
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from pdlib.methods import SCORED, jobs
+from pdlib.methods import CHAIN, SCORED, jobs
 from pdlib.paths import NOTEBOOKS, ROOT, Layout, output_root, write_whole
 from pdlib.profiles import Profile, ProfileError, load_profile
 
@@ -75,10 +75,10 @@ def needed(notebook: str, profile: Profile) -> list[str]:
     """The notebook runs whose data and networks a notebook stands on when it runs by itself."""
     methods = {
         "04_compare_methods": profile.comparison.methods,
-        "05_sweep_t_prime": ["pd_ddpm"],
-        "06_ensemble_size": ["pd_ddpm", *profile.members.agreement_methods],
-        "07_preseg_accuracy": ["pd_ddpm"],
-        "08_truncate_both_ends": ["pd_ddpm"],
+        "05_sweep_t_prime": [CHAIN],
+        "06_ensemble_size": [CHAIN, *profile.members.agreement_methods],
+        "07_preseg_accuracy": [CHAIN],
+        "08_truncate_both_ends": [CHAIN],
         "10_fewer_calls": profile.fewer_calls.starts,
     }
     if notebook in ("11_claims", "13_all_folds"):

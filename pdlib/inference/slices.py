@@ -79,7 +79,7 @@ def draw_slices(network: nn.Module, image: Tensor, streams: Streams, compute: Co
         return _call(network, compute, calls, image[part].to(compute.device), streams[part].to(compute.device))
 
     def warm_up(part: Tensor) -> None:
-        _once(network, (len(part), *image.shape[1:]), lambda: draw(part, _silent))
+        _once(network, (len(part), *image.shape[1:]), lambda: draw(part, silent))
 
     values, seconds = _in_batches(draw, warm_up, len(image), compute, calls)
     return Timed(values.numpy(), calls.images // len(image), seconds)
@@ -114,7 +114,7 @@ def sample_slices(
     def warm_up(part: Tensor) -> None:
         short = replace(sampler.chain, calls=min(sampler.chain.calls, CAPTURE_FROM))
         key = (bucket(len(part)), *image.shape[1:], short.calls)
-        _once(sampler.denoiser, key, lambda: draw(part, _silent, short))
+        _once(sampler.denoiser, key, lambda: draw(part, silent, short))
 
     if device.type == "cuda" and isinstance(sampler.denoiser, PreparedDenoiser):
         fit = _rows_that_fit(sampler.denoiser, torch.cat([image[:1], start[0, :1]], dim=1).to(device))
@@ -192,8 +192,8 @@ def _once(network: object, key: tuple, run: Callable[[], Tensor]) -> None:
         known.add(key)
 
 
-def _silent(images: int) -> None:
-    """Count nothing."""
+def silent(images: int) -> None:
+    """Take network calls on images, and show no progress."""
 
 
 def _rows_that_fit(denoiser: PreparedDenoiser, row: Tensor) -> int:

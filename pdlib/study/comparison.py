@@ -8,10 +8,10 @@ import pandas as pd
 
 from pdlib.diffusion.sampler import Chain
 from pdlib.inference.chains import chain_of, settings_of
-from pdlib.inference.slices import OnBatch
+from pdlib.inference.slices import OnBatch, silent
 from pdlib.methods import METHODS, PRESEGMENTER, Method, rule_key
 from pdlib.study.cache import Drawn
-from pdlib.study.members import TrainedChain, chain_members, draws, silent, starts
+from pdlib.study.members import TrainedChain, chain_members, draws, starts
 from pdlib.study.rows import members_rows
 from pdlib.study.run import Run
 from pdlib.training.weights import Weights

@@ -24,6 +24,7 @@ from pdlib.data.wmh import Case
 from pdlib.inference.window import Window
 from pdlib.paths import CONFIGS, Layout
 from pdlib.profiles import Profile, ProfileError, load_profile
+from pdlib.study.run import spread_over
 from pdlib.study.speed import Head, measure
 from pdlib.study.work import Unit, missing, works
 from pdlib.workflow import graph, place_of
@@ -113,8 +114,7 @@ def look(profile: Profile, place: Layout, data: str) -> tuple[int, Head, float]:
 
 
 def _some(cases: list[Case]) -> list[Case]:
-    places = np.linspace(0, len(cases) - 1, min(MOST_HEADS, len(cases))).round().astype(int)
-    return [cases[i] for i in places]
+    return spread_over(cases, MOST_HEADS)
 
 
 def _each(started: float, count: int) -> float:

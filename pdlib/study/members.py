@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from pdlib.diffusion.sampler import Chain, Sampler
-from pdlib.inference.slices import OnBatch, Refine, Timed
+from pdlib.inference.slices import OnBatch, Refine, Timed, silent
 from pdlib.inference.volumes import draw_member, sample_members
 from pdlib.networks.gan import ConditionalGan
 from pdlib.study.cache import Drawn, first_members
@@ -14,10 +14,6 @@ from pdlib.study.run import Run, diffusion_of
 from pdlib.training.weights import Weights
 
 SOURCES = ("segmenter", "generator")
-
-
-def silent(images: int) -> None:
-    """Show no progress."""
 
 
 def draws(run: Run, weights: Weights, subject: str, count: int, on_batch: OnBatch = silent) -> Drawn:
@@ -106,9 +102,9 @@ def chain_members(
 
     def draw(members: range) -> Timed:
         begun = starts(run, source, subject, members.stop).values
-        together = members if run.compute.device.type == "cuda" else None
         # On a CPU one member at a time: its floats then do not depend on how many are asked for.
-        groups = [together] if together else [range(member, member + 1) for member in members]
+        one_by_one = [range(member, member + 1) for member in members]
+        groups = [members] if run.compute.device.type == "cuda" else one_by_one
         return _stacked(
             [
                 sample_members(
@@ -126,12 +122,10 @@ def chain_members(
     return first_members(run.place.samples(_chain_name(trained), _source_name(source)), recipe, count, draw)
 
 
-def sampled(
-    run: Run, sampler: Sampler, subject: str, start: np.ndarray | None, on_batch: OnBatch = silent
-) -> np.ndarray:
+def sampled(run: Run, sampler: Sampler, subject: str, start: np.ndarray | None) -> np.ndarray:
     """One member of a chain from a start [Z, Y, X] (None: nothing), [Z, Y, X], not cached: for networks in training."""
     begun = np.zeros(run.volume(subject).brain.shape, np.float32) if start is None else start
-    return sample_members(sampler, run.subject(subject), begun[None], range(1), run.compute, on_batch).values[0]
+    return sample_members(sampler, run.subject(subject), begun[None], range(1), run.compute, silent).values[0]
 
 
 def drawn_once(run: Run, network: Callable, subject: str) -> np.ndarray:

@@ -15,13 +15,12 @@ from pdlib.data.fundus import CLASSES, Fundus, fundus_phantom, majority_of_other
 from pdlib.diffusion.sampler import Chain, Diffusion, Sampler, build_diffusion
 from pdlib.evaluation import records
 from pdlib.evaluation.metrics import class_dice
-from pdlib.inference.slices import OnBatch, Refine, Timed, draw_slices, sample_slices
+from pdlib.inference.slices import OnBatch, Refine, Timed, draw_slices, sample_slices, silent
 from pdlib.kernels import noise
 from pdlib.kernels.noise import Streams
 from pdlib.methods import CHAIN, rule_key
 from pdlib.networks.segmenters import segmentation_loss
 from pdlib.paths import CONFIGS
-from pdlib.study.members import silent
 from pdlib.study.rows import ensemble_of
 from pdlib.study.run import Run
 from pdlib.study.trainings import chain_while_training, seeded, training
@@ -83,24 +82,24 @@ def train_eyes(run: Run, eyes: Eyes) -> EyeNetworks:
     loss = segmentation_loss(fundus.objective.loss, **fundus.objective.arguments("name", "loss"))
     last = one_step_objective(diffusion, chains["addpm"].t_stop, False, loss)
     noisy = diffusion_objective(diffusion, diffusion.schedule.steps)
+    bank = SliceBank(
+        [torch.from_numpy(eye.image) for eye in eyes.train],  # [3, H, W] each
+        [torch.from_numpy(eye.reference).float() for eye in eyes.train],  # [2, H, W] each
+    )
     for kind, network, objective, chain in (
         ("segmenter", unet | fundus.segmenter.arguments(), segmentation_objective(loss), None),
         ("denoiser", fundus.denoiser.arguments(), noisy, chains["ddpm"]),
         ("refine", unet | fundus.refine.arguments(), last, chains["addpm"]),
     ):
         watch = partial(_watched_dice, run, networks, eyes, chain, kind)
-        trained = _train(run, eyes, kind, network, objective, watch)
+        trained = _train(run, bank, kind, network, objective, watch)
         networks = replace(networks, **{kind: trained})
     return networks
 
 
 def _train(
-    run: Run, eyes: Eyes, kind: str, network: dict, objective: Objective, watch: Callable[[nn.Module], dict]
+    run: Run, bank: SliceBank, kind: str, network: dict, objective: Objective, watch: Callable[[nn.Module], dict]
 ) -> nn.Module:
-    bank = SliceBank(
-        [torch.from_numpy(eye.image) for eye in eyes.train],  # [3, H, W] each
-        [torch.from_numpy(eye.reference).float() for eye in eyes.train],  # [2, H, W] each
-    )
     fundus = run.profile.fundus
     card = {"kind": "one_step" if kind == "refine" else kind, "network": network, "fundus": fundus.arguments()}
     how = training(run, f"fundus_{kind}", fundus.fit, card)

@@ -1,7 +1,7 @@
 """One fold of one profile: where things lie, which cases it has, and the networks trained on them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 
@@ -98,9 +98,7 @@ class Run:
 
     def spread(self, split: str, count: int) -> list[str]:
         """A few subjects of a split, spread over its order and so over the sites; all of them where it has no more."""
-        subjects = self.subjects(split)
-        places = np.linspace(0, len(subjects) - 1, min(count, len(subjects))).round().astype(int)
-        return [subjects[i] for i in places]
+        return spread_over(self.subjects(split), count)
 
     def site(self, subject: str) -> str:
         """The site of a subject."""
@@ -213,6 +211,12 @@ class Run:
                 "high": spacings.max(axis=0).tolist(),
             },
         }
+
+
+def spread_over(items: Sequence, count: int) -> list:
+    """A few items, spread evenly over their order, first and last among them; all where there are no more."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in places]
 
 
 @lru_cache(maxsize=8)  # one schedule object a denoiser, by which tables of steps are cached

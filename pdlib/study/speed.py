@@ -1,6 +1,5 @@
 """How fast this machine is at a profile: seconds of its networks' updates and calls, tried on random slices."""
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
 from pdlib.evaluation.metrics import score_volume
 from pdlib.inference.chains import chain_of
 from pdlib.inference.precision import Compute, choose_device, fast_precision
-from pdlib.inference.slices import draw_slices, sample_slices
+from pdlib.inference.slices import draw_slices, sample_slices, silent
 from pdlib.kernels import noise
 from pdlib.methods import CHAIN, METHODS
 from pdlib.networks.gan import build_generator
@@ -128,7 +127,6 @@ def compute_of(profile: Profile) -> Compute:
 
 def measure(profile: Profile, head: Head, units: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:
     """Seconds of each unit: ("update", training) of a batch, ("call", training) of a slice, ("score", "") of a mask."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision, once for each network
     compute, known, prices = compute_of(profile), trials(profile, head), {}
     for kind, name in sorted(set(units)):
         if kind == "update":
@@ -170,9 +168,9 @@ def seconds_of_call(trial: Trial, compute: Compute, slices: int) -> float:
         streams = noise.subject_streams(0, "tried", numbers, torch.zeros_like(numbers))
         if sampler is None:
             asked = _Seen(network) if trial.state else network
-            return lambda: draw_slices(asked, image, streams, compute, _silent)
+            return lambda: draw_slices(asked, image, streams, compute, silent)
         start, several = torch.zeros(1, batch_size, trial.classes, height, width), streams[None]
-        return lambda: sample_slices(sampler, image, start, several, compute, _silent)
+        return lambda: sample_slices(sampler, image, start, several, compute, silent)
 
     size = min(compute.batch_size, slices)
     return _by_batch(call, size, network, compute.device) / size / (1 if sampler is None else CHAIN_CALLS)
@@ -195,10 +193,6 @@ def seconds_of_score(head: Head) -> float:
     labels = (place % 20 < 3).all(axis=0).astype(np.uint8)
     mask = (place % 20 < 2).all(axis=0)
     return _seconds(lambda: score_volume(labels, mask, head.spacing_mm), torch.device("cpu"))
-
-
-def _silent(images: int) -> None:
-    """Show no progress."""
 
 
 def _by_batch(make: Callable[[int], Callable], size: int, network: nn.Module, device: torch.device) -> float:

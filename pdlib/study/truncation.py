@@ -44,9 +44,11 @@ def train_refine(run: Run, t_stop: int, mask_only: bool) -> pd.DataFrame:
     card |= {"mask_only": mask_only, "chosen_by": vars(chain), "watched": watched}
     card |= {"denoiser": denoiser.digest, "preseg": row.source.digest}
 
+    begun = {subject: row.starts(subject).values[0] for subject in watched}
+
     def watch(average: nn.Module) -> dict[str, float]:
         sampler = Sampler(run.denoiser(denoiser), diffusion, chain, Refine(average, chain.t_stop, mask_only))
-        return sampled_dice(run, sampler, watched, lambda subject: row.starts(subject).values[0])
+        return sampled_dice(run, sampler, watched, begun.get)
 
     loss = segmentation_loss(objective.pop("loss"), **objective)
     return fit_network(
