@@ -53,11 +53,11 @@ def trainings(*names):
 
 def outputs(job):
     """What a job leaves behind beside its mark and its executed notebook."""
-    if job.startswith("02_train_segmenters."):
-        return trainings(job.partition(".")[2])
+    notebook, _, what = job.partition(".")
+    if what and notebook in REPEATED_TRAININGS:
+        return trainings(REPEATED_TRAININGS[notebook].format(what))
     return {
         "01_prepare_data": [str(PLACE.cases), str(PLACE.folds)],
-        "03_train_ddpm": trainings("denoiser", *(TDPM if "tdpm" in OWN.rows else [])),
         "12_wolleb2021": trainings("wolleb2021", "wolleb2021_rules"),
         "04_compare_methods": pictures("fig1", "fig2", "scores")
         + tables("table1", "table1_by_site")
@@ -74,10 +74,15 @@ def outputs(job):
         "09_read_the_kernels": both(TRAINED.shared.figures, *(f"{n}.{k}" for n in SPEED for k in ("png", "pdf"))),
         "10_fewer_calls": pictures("fewer_calls") + tables("fewer_calls") + results("fewer_calls_scores"),
         "11_claims": tables("claims"),
+        "17_tdpm_generator": trainings("tdpm_states", *(f"tdpm_{t_prime:04d}" for t_prime in OWN.tdpm.t_primes)),
     }.get(job, [])
 
 
-TDPM = ["tdpm_states", *(f"tdpm_{t_prime:04d}" for t_prime in OWN.tdpm.t_primes)]
+REPEATED_TRAININGS = {  # the training that a job with a dot is, by its notebook
+    "02_train_segmenters": "{}",
+    "03_train_ddpm": "denoiser_{}",
+    "16_start_matched": "start_matched_{}",
+}
 
 
 def as_it_is(value):
@@ -105,6 +110,8 @@ def knobs(job):
     if notebook == "02_train_segmenters":
         architecture, _, seed = what.rpartition("_")
         return {"architecture": architecture, "seed": int(seed)}
+    if notebook in REPEATED_TRAININGS:
+        return {"seed": int(what)}
     return {"t_primes": [int(what)]} if notebook == "05_sweep_t_prime" else {"starts": [what]}
 
 
@@ -136,8 +143,8 @@ def gpus(job):
 def urgency(job):
     """What many wait for comes first."""
     notebook, _, what = job.partition(".")
-    first = {"03_train_ddpm": 100, "12_wolleb2021": 90, "08_truncate_both_ends": 60}
-    return first.get(notebook, 50 if what and notebook != "02_train_segmenters" else 0)
+    first = {"03_train_ddpm": 100, "12_wolleb2021": 90, "16_start_matched": 80, "08_truncate_both_ends": 60}
+    return first.get(notebook, 50 if what and notebook not in REPEATED_TRAININGS else 0)
 
 
 def done(*jobs):

@@ -17,7 +17,19 @@ SCORED = (  # the notebooks whose scores the ledger reads
     "08_truncate_both_ends",
     "10_fewer_calls",
 )
-DENOISERS = {"denoiser": "03_train_ddpm", "wolleb2021": "12_wolleb2021"}  # training: the notebook that does it
+DENOISERS = {  # training of a chain's network: the notebook that does it
+    "denoiser": "03_train_ddpm",
+    "wolleb2021": "12_wolleb2021",
+    "student": "14_distillation",
+    "latent": "15_latent",
+    "start_matched": "16_start_matched",
+}
+REPEATED = (
+    "denoiser",
+    "start_matched",
+)  # those that every repeat of the study trains anew, as it does its pre-segmenter
+ONE_STEP = {"refine": "08_truncate_both_ends", "refiner": "16_start_matched"}  # of a "one_step" finish's network
+LEVELS = "18_noise_level"  # trains the network that the rule "noise_level" asks
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Method:
         mask_only: the last network of a "one_step" finish sees the state alone, not the image.
         own_t_prime: T' is chosen for this row on the validation fold; otherwise it is the paper's.
         denoiser: the training of the chain's network, a key of DENOISERS.
+        last: of a "one_step" finish, the training of its network, a key of ONE_STEP.
         colour: of the row in every figure; they can be told apart by the colour-blind.
         settings: what the row has in place of the profile's chain settings, such as {"rule": "ddim", "eta": 0.0}.
     """
@@ -45,6 +58,7 @@ class Method:
     mask_only: bool = False
     own_t_prime: bool = False
     denoiser: str = "denoiser"
+    last: str = "refine"
     settings: Mapping[str, object] = field(default_factory=dict)
     colour: str = field(default=GREY, compare=False)
 
@@ -66,6 +80,33 @@ METHODS = {
     ),
     "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one", colour="#F0A878"),
     "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump", colour="#8A3C00"),
+    "start_matched": Method(
+        "PD-DDPM, start-matched",
+        PRESEGMENTER,
+        start="preseg",
+        denoiser="start_matched",
+        settings={"rule": "start_matched"},
+        colour="#B30059",
+    ),
+    "refiner": Method(
+        "Refiner", PRESEGMENTER, start="mask", finish="one_step", members="one", last="refiner", colour="#5B2C83"
+    ),
+    "noise_level": Method(
+        "PD-DDPM, noise-level estimation",
+        PRESEGMENTER,
+        start="preseg",
+        settings={"rule": "noise_level", "eta": 0.0},
+        colour="#B8860B",
+    ),
+    "distilled": Method(
+        "PD-DDPM, distilled",
+        PRESEGMENTER,
+        start="preseg",
+        denoiser="student",
+        settings={"rule": "ddim", "eta": 0.0, "spacing": "trailing"},
+        colour="#2F6B2F",
+    ),
+    "latent": Method("PD-DDPM, latent", PRESEGMENTER, start="preseg", denoiser="latent", colour="#1B7F8C"),
     "deep_ensemble": Method("Pre-segmenter, ensemble of seeds", PRESEGMENTER, members="seeds", colour="#56B4E9"),
 }
 
@@ -84,19 +125,21 @@ RULES = {
     "ddim": Rule("DDIM", "ddim", 0.0),
     "ddim_eta_1": Rule("DDIM, eta 1", "ddim", 1.0),
     "dpm_solver": Rule("DPM-Solver++", "dpm_solver", 0.0),
+    "start_matched": Rule("start-matched", "start_matched", 1.0),
+    "start_matched_eta_0": Rule("start-matched, eta 0", "start_matched", 0.0),
+    "noise_level": Rule("DDIM at the estimated level", "noise_level", 0.0),
 }
 
 
 def rule_key(step: str, eta: float, finish: str = "run_to_zero") -> str:
     """What the column `rule` of a score holds: a key of RULES; "x0_jump" for a chain that jumps at its first call.
 
-    Only DDIM has an eta; one that has no entry in RULES is named by its number.
+    Only DDIM and start-matched steps have an eta; one that has no entry in RULES is named by its number.
     """
     if finish == "x0_jump":
         return "x0_jump"
-    if step != "ddim":
-        return step
-    return "ddim" if eta == 0 else f"ddim_eta_{eta:g}"
+    usual = {"ddim": 0.0, "start_matched": 1.0}.get(step, eta)
+    return step if eta == usual else f"{step}_eta_{eta:g}"
 
 
 def preseg_starts(checkpoints: int) -> list[str]:
@@ -108,18 +151,38 @@ def preseg_starts(checkpoints: int) -> list[str]:
     return ["empty", *(f"checkpoint_{rank}" for rank in range(1, checkpoints)), "best"]
 
 
-def jobs(names: list[str], *, presegmenter: str, deep_ensemble_seeds: list[int]) -> list[str]:
-    """The notebook runs whose networks these rows use, each once. ValueError for a name that is no row."""
+def jobs(names: list[str], *, presegmenter: str, deep_ensemble_seeds: list[int], seeds: list[int]) -> list[str]:
+    """The notebook runs whose networks these rows use, each once. ValueError for a name that is no row.
+
+    seeds: of the study's repeats, each with a pre-segmenter and denoisers of its own.
+    """
     if unknown := [name for name in names if name not in METHODS]:
         raise ValueError(f"unknown method {unknown[0]!r}: choose one of {list(METHODS)}")
     found = {}
     for method in (METHODS[name] for name in names):
-        source = presegmenter if method.source == PRESEGMENTER else method.source
-        seeds = deep_ensemble_seeds if method.members == "seeds" else [0]
-        if method.start in (None, "preseg"):
-            found |= dict.fromkeys(f"02_train_segmenters.{source}_{seed}" for seed in seeds)
+        if method.source == PRESEGMENTER:
+            own = deep_ensemble_seeds if method.members == "seeds" else seeds
+            found |= dict.fromkeys(f"02_train_segmenters.{presegmenter}_{seed}" for seed in own)
+        elif method.source == "tdpm":
+            found["17_tdpm_generator"] = None
+        elif method.source is not None:
+            found[f"02_train_segmenters.{method.source}_0"] = None
         if method.start is not None:
-            found[DENOISERS[method.denoiser]] = None
+            found |= dict.fromkeys(denoiser_jobs(method.denoiser, seeds))
         if method.finish == "one_step":
-            found["08_truncate_both_ends"] = None
+            found |= dict.fromkeys(refine_jobs(method.last, seeds))
+        if method.settings.get("rule") == "noise_level":
+            found[LEVELS] = None
     return list(found)
+
+
+def denoiser_jobs(training: str, seeds: list[int]) -> list[str]:
+    """The notebook runs that train a chain's network: one for each seed where the repeats train it anew."""
+    notebook = DENOISERS[training]
+    return [f"{notebook}.{seed}" for seed in seeds] if training in REPEATED else [notebook]
+
+
+def refine_jobs(training: str, seeds: list[int]) -> list[str]:
+    """The notebook run that trains the last network of a "one_step" finish; of the repeats the first one."""
+    notebook = ONE_STEP[training]
+    return [f"{notebook}.{seeds[0]}"] if notebook in map(DENOISERS.get, REPEATED) else [notebook]

@@ -22,6 +22,11 @@ PROFILE_JOBS = (  # and those that belong to the profile as it stands, where cha
     "03_train_ddpm",
     "09_read_the_kernels",
     "12_wolleb2021",
+    "14_distillation",
+    "15_latent",
+    "16_start_matched",
+    "17_tdpm_generator",
+    "18_noise_level",
 )
 
 
@@ -132,7 +137,7 @@ def layout(profile: str, out: str = "", fold: int = 0) -> Layout:
 
 def weights_folder(profile: str) -> Path:
     """Where a profile's networks lie, those of fold 0: under $PDLIB_OUT or else the repository."""
-    return layout(profile).weights("denoiser").parent
+    return layout(profile).weights("denoiser_0").parent
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

@@ -27,12 +27,15 @@ from pdlib.profiles import Profile, ProfileError, load_profile
 
 IN_WORKFLOW = "PDLIB_WORKFLOW"  # set in the environment of the graph's jobs
 LONGEST_SOCKET = 60  # bytes of a folder's name for sockets: a socket's whole path may have 103 on macOS, 107 on Linux
-TRAINED_SECTIONS = ("seed", "data", "segmenters", "denoiser", "wolleb2021", "tdpm")  # of the jobs in paths.PROFILE_JOBS
+TRAINED_SECTIONS = (  # of the jobs in paths.PROFILE_JOBS
+    *("seed", "repeats", "data", "segmenters", "denoiser", "wolleb2021", "tdpm"),
+    *("distillation", "latent", "start_matched", "noise_level"),
+)
 _MACHINE = ("machine.device", "machine.precision", "machine.batch_size")
-_SAMPLED = ("seed", "data.multiple", *_MACHINE, "ensemble", "chain", "comparison.presegmenter")
+_SAMPLED = ("seed", "repeats", "data.multiple", *_MACHINE, "ensemble", "chain", "comparison.presegmenter")
 _READ = {  # the sections of the profile that a notebook reads: its jobs run again when one of them changes
     "01_prepare_data": (
-        "seed",
+        *("seed", "repeats"),
         *(f"data.{name}" for name in ("folds", "clip_percentiles", "cases_per_site", "grid_scale", "label2_fraction")),
     ),
     "02_train_segmenters": ("seed", "data.multiple", *_MACHINE, "ensemble", "segmenters.objective", "segmenters.fit"),
@@ -46,9 +49,21 @@ _READ = {  # the sections of the profile that a notebook reads: its jobs run aga
     "10_fewer_calls": (*_SAMPLED, "fewer_calls", "statistics"),
     "11_claims": ("seed", "comparison.presegmenter", "fewer_calls.few_calls", "statistics"),
     "12_wolleb2021": (*_SAMPLED, "wolleb2021"),
+    "14_distillation": (*_SAMPLED, "distillation"),
+    "15_latent": (*_SAMPLED, "latent"),
+    "16_start_matched": (*_SAMPLED, "start_matched"),
+    "17_tdpm_generator": (*_SAMPLED, "tdpm"),
+    "18_noise_level": (*_SAMPLED, "noise_level"),
     "13_all_folds": (
         *("seed", "data.folds", "comparison.presegmenter", "fewer_calls.few_calls", "preseg_accuracy", "statistics"),
     ),
+}
+_BUILDS_ON = {  # trainings that look at these rows on validation subjects, with the first repeat's networks
+    "14_distillation": [CHAIN],
+    "15_latent": [CHAIN],
+    "16_start_matched": [CHAIN],
+    "17_tdpm_generator": ["ddpm"],
+    "18_noise_level": [CHAIN],
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -85,14 +100,27 @@ def needed(notebook: str, profile: Profile) -> list[str]:
         return ["01_prepare_data", *SCORED]
     if notebook in ("01_prepare_data", "09_read_the_kernels"):
         return []
+    if notebook in _BUILDS_ON:
+        first = profile.repeats.seeds[:1]
+        return ["01_prepare_data", *_trainings(_BUILDS_ON[notebook], profile, first)]
     return ["01_prepare_data", *_trainings(methods.get(notebook, []), profile)]
 
 
-def _trainings(methods: Iterable[str], profile: Profile) -> list[str]:
+def _trainings(methods: Iterable[str], profile: Profile, seeds: Sequence[int] | None = None) -> list[str]:
+    """The trainings that rows take, of some repeats; None: of all."""
     compared = profile.comparison
-    return jobs(
-        list(methods), presegmenter=compared.presegmenter, deep_ensemble_seeds=list(compared.deep_ensemble_seeds)
-    )
+    how = {"presegmenter": compared.presegmenter, "deep_ensemble_seeds": list(compared.deep_ensemble_seeds)}
+    return jobs(list(methods), **how, seeds=list(profile.repeats.seeds if seeds is None else seeds))
+
+
+def _before(training: str, profile: Profile) -> list[str]:
+    """What a training waits for: a repeat's own networks, and what the first repeat has trained for all of them."""
+    notebook, _, what = training.partition(".")
+    if notebook != "16_start_matched":
+        return needed(notebook, profile)
+    first = f"{notebook}.{profile.repeats.seeds[0]}"
+    own = ["01_prepare_data", *_trainings(_BUILDS_ON[notebook], profile, [int(what)])]
+    return own if training == first else [*own, first]
 
 
 def graph(profile: Profile) -> dict[str, list[str]]:
@@ -105,7 +133,7 @@ def graph(profile: Profile) -> dict[str, list[str]]:
     starts = {f"10_fewer_calls.{start}": [start] for start in profile.fewer_calls.starts}
     found = {"01_prepare_data": []}
     for training in [job for notebook in SCORED for job in needed(notebook, profile)[1:]]:
-        found.setdefault(training, needed(training.partition(".")[0], profile))
+        found.setdefault(training, _before(training, profile))
     found |= {point: needed("05_sweep_t_prime", profile) for point in points}
     found |= {job: ["01_prepare_data", *_trainings(start, profile)] for job, start in starts.items()}
     found |= {
@@ -129,8 +157,6 @@ def sections_read(job: str, profile: Profile) -> dict:
         architecture = what.rpartition("_")[0]
         own = ("probabilistic_objective",) if architecture == "probabilistic_unet" else ()
         paths += tuple(f"segmenters.{name}" for name in (architecture, *own))
-    elif notebook == "03_train_ddpm" and "tdpm" in profile.rows:
-        paths += ("tdpm",)
     elif what and notebook == "05_sweep_t_prime":  # one point reads no list of points
         paths = tuple("sweep.ensemble_size" if path == "sweep" else path for path in paths)
     found = {path: _plain(reduce(getattr, path.split("."), profile)) for path in paths}

@@ -134,7 +134,7 @@ class Trained:
 
     @property
     def weights(self) -> Path:
-        return self.place.weights("denoiser").parent
+        return self.place.weights("denoiser_0").parent
 
     @property
     def preseg(self) -> Path:
@@ -206,7 +206,7 @@ def train(made: Trained) -> None:
     fitted("bayesian_unet_0", "segmenter", BAYESIAN, cross_entropy, segmented)
     fitted("probabilistic_unet_0", "segmenter", PROBABILISTIC, probabilistic_objective(1.0, 1), segmented)
     card = {"diffusion": DIFFUSION, "t_max": steps, "sampling": sampling_card(run)}
-    fitted("denoiser", "denoiser", DENOISER, diffusion_objective(diffusion, steps), sampled, **card)
+    fitted("denoiser_0", "denoiser", DENOISER, diffusion_objective(diffusion, steps), sampled, **card)
     card |= {"diffusion": DIFFUSION | {"schedule": LINEAR}}
     hybrid = hybrid_objective(build_diffusion(**card["diffusion"]), steps, 0.001)
     fitted("wolleb2021", "denoiser", DENOISER | {"out_channels": 2}, hybrid, lambda average: {"dice": 0.0}, **card)

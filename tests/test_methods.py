@@ -9,7 +9,7 @@ from pdlib.methods import METHODS, RULES, jobs, preseg_starts, rule_key
 from pdlib.networks.segmenters import SEGMENTERS
 from pdlib.profiles import ChainSettings
 
-COMMON = {"presegmenter": "attention_unet", "deep_ensemble_seeds": [0, 1]}
+COMMON = {"presegmenter": "attention_unet", "deep_ensemble_seeds": [0, 1], "seeds": [0]}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -33,17 +33,30 @@ def test_the_published_baseline_is_a_ddpm_with_a_network_of_its_own():
 
 def test_rows_ask_for_the_trainings_they_use():
     assert jobs(["unet"], **COMMON) == ["02_train_segmenters.unet_0"]
-    assert jobs(["ddpm"], **COMMON) == jobs(["tdpm"], **COMMON) == ["03_train_ddpm"]
+    assert jobs(["ddpm"], **COMMON) == ["03_train_ddpm.0"]
+    assert jobs(["tdpm"], **COMMON) == ["17_tdpm_generator", "03_train_ddpm.0"]
     assert jobs(["wolleb2021"], **COMMON) == ["12_wolleb2021"]
     assert jobs(["deep_ensemble"], **COMMON) == [f"02_train_segmenters.attention_unet_{seed}" for seed in (0, 1)]
-    assert jobs(["es_ddpm"], **COMMON) == ["02_train_segmenters.probabilistic_unet_0", "03_train_ddpm"]
-    assert set(jobs(["pd_ddpm", "addpm"], **COMMON)) == {
-        "02_train_segmenters.attention_unet_0",
-        "03_train_ddpm",
-        "08_truncate_both_ends",
-    }
+    assert jobs(["es_ddpm"], **COMMON) == ["02_train_segmenters.probabilistic_unet_0", "03_train_ddpm.0"]
+    preseg = "02_train_segmenters.attention_unet_0"
+    assert set(jobs(["pd_ddpm", "addpm"], **COMMON)) == {preseg, "03_train_ddpm.0", "08_truncate_both_ends"}
+    assert set(jobs(["distilled"], **COMMON)) == {preseg, "14_distillation"}
+    assert set(jobs(["latent"], **COMMON)) == {preseg, "15_latent"}
+    assert set(jobs(["noise_level"], **COMMON)) == {preseg, "03_train_ddpm.0", "18_noise_level"}
     with pytest.raises(ValueError, match="unknown method 'nnunet': choose one of"):
         jobs(["nnunet"], **COMMON)
+
+
+def test_every_repeat_trains_what_a_verdict_hangs_on():
+    three = COMMON | {"seeds": [0, 1, 2]}
+    assert set(jobs(["pd_ddpm"], **three)) == {
+        job for seed in (0, 1, 2) for job in (f"02_train_segmenters.attention_unet_{seed}", f"03_train_ddpm.{seed}")
+    }
+    assert [job for job in jobs(["start_matched"], **three) if job.startswith("16")] == [
+        f"16_start_matched.{seed}" for seed in (0, 1, 2)
+    ]
+    assert [job for job in jobs(["refiner"], **three) if job.startswith("16")] == ["16_start_matched.0"]
+    assert jobs(["unet"], **three) == ["02_train_segmenters.unet_0"], "other networks are trained once"
 
 
 def test_a_rule_s_key_says_how_a_step_is_made():

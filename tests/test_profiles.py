@@ -10,6 +10,7 @@ import yaml
 
 from pdlib import profiles
 from pdlib.diffusion import codec, formulas, schedule
+from pdlib.diffusion.rules import RULES as STEPS
 from pdlib.diffusion.sampler import CONVENTIONS, Sampler, build_diffusion
 from pdlib.evaluation import stats
 from pdlib.inference.chains import chain_of
@@ -267,7 +268,7 @@ def test_choices_are_those_of_the_registries():
         return set(get_args(section.model_fields[name].annotation))
 
     assert set(get_args(profiles.Presegmenter)) == set(SEGMENTERS) <= set(METHODS)
-    assert set(get_args(profiles.Rule)) == set(formulas.RULES)
+    assert set(get_args(profiles.Rule)) == set(STEPS)
     assert set(profiles.SCHEDULES) == set(schedule.SCHEDULES)
     assert choices(profiles.Diffusion, "codec") == set(codec.CODECS)
     assert choices(profiles.Diffusion, "prediction") == set(formulas.PREDICTIONS)

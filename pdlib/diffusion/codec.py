@@ -1,8 +1,24 @@
 """How a {0, 1} mask is written into the chain, and to which range a predicted one is clamped."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
+
+
+class Codec(Protocol):
+    """What a chain's states stand for: masks of some range, or an auto-encoder's codes."""
+
+    clamp: tuple[float, float]  # of a predicted x_start
+
+    def encode(self, mask: Tensor) -> Tensor:
+        """Masks in 0..1 [N, C, H, W] -> x_start."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x_start -> masks in 0..1, [N, C, H, W]."""
+
+    def image(self, image: Tensor) -> Tensor:
+        """[N, in, H, W] -> what the network sees beside the state, of the state's height and width."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,10 @@ class MaskCodec:
     def decode(self, x: Tensor) -> Tensor:
         """[...] in the chain's range -> 0..1, clamped."""
         return ((x - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def image(self, image: Tensor) -> Tensor:
+        """The image as it is."""
+        return image
 
 
 CODECS = {

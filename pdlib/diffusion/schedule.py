@@ -89,6 +89,17 @@ def chain_indices(t_prime: int, calls: int, t_stop: int = 0) -> tuple[int, ...]:
     return tuple(int(k) for k in np.linspace(t_prime - 1, t_stop, calls).round())
 
 
+def trailing_indices(t_prime: int, calls: int) -> tuple[int, ...]:
+    """The indices of `calls` equal strides from t_prime - 1 to the clean image: round(i t_prime / calls) - 1.
+
+    i falls from calls to 1, so every second index of 2N calls is the grid of N calls, as progressive distillation needs
+    (Salimans & Ho 2022, Algorithm 2). ValueError for fewer calls than 1 or more than t_prime.
+    """
+    if not 1 <= calls <= t_prime:
+        raise ValueError(f"calls {calls} must be in 1..{t_prime} from t_prime {t_prime}")
+    return tuple(round(i * t_prime / calls) - 1 for i in range(calls, 0, -1))
+
+
 def calls_of_stride(t_prime: int, stride: int, t_stop: int = 0) -> int:
     """The number of calls in a chain that visits about every stride-th index: ceil(length / stride), at least 2.
 

@@ -28,4 +28,7 @@ def chain_of(method: Method, settings: ChainSettings, steps: int, **changes) -> 
     calls = settings.calls or calls_of_stride(t_prime, settings.stride, t_stop)
     if method.finish == "x0_jump":
         calls = 1
-    return Chain(method.start, method.finish, t_prime, calls, settings.rule, settings.eta, settings.convention, t_stop)
+    if method.start == "mask":  # without noise there is nothing to denoise
+        t_stop, calls = t_prime, 0
+    how = (settings.rule, settings.eta, settings.convention, t_stop, settings.spacing)
+    return Chain(method.start, method.finish, t_prime, calls, *how)

@@ -65,7 +65,7 @@ class Trained:
     @classmethod
     def read(cls, folder: Path, profile: str | None = None) -> "Trained":
         """The networks of a folder; ValueError, naming the file, where one is missing, unfinished or does not fit."""
-        denoiser = load_weights(folder / "denoiser" / "best.safetensors").require_kind("denoiser")
+        denoiser = load_weights(folder / "denoiser_0" / "best.safetensors").require_kind("denoiser")
         _require_settings(denoiser)
         name = f"{denoiser.card['sampling']['presegmenter']}_0"
         segmenter = load_weights(folder / name / "best.safetensors").require_kind("segmenter")

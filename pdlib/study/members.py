@@ -54,6 +54,8 @@ class TrainedChain:
         chain: the recipe.
         denoiser: weights of its network.
         refine: weights of the network that goes on where it stops, if it stops before the end.
+        levels: of the network that reads the noise level off its states, if the rule asks one.
+        autoencoder: of the masks' auto-encoder, if its states are that one's codes.
 
     ValueError where the networks were trained for another chain.
     """
@@ -61,24 +63,38 @@ class TrainedChain:
     chain: Chain
     denoiser: Weights
     refine: Weights | None = None
+    levels: Weights | None = None
+    autoencoder: Weights | None = None
 
     def __post_init__(self) -> None:
         t_max = self.denoiser.card["t_max"]
         if self.chain.t_prime > t_max:
             raise ValueError(f"{self.denoiser.path}: trained on {t_max} steps, and T' is {self.chain.t_prime}")
+        if (only := self.denoiser.card.get("t_start")) not in (None, self.chain.t_prime - 1):
+            path, t_prime = self.denoiser.path, self.chain.t_prime
+            raise ValueError(f"{path}: trained from T' = {only + 1} alone, and T' is {t_prime}")
         if self.refine is not None and self.refine.card["t_stop"] != self.chain.t_stop:
             raise ValueError(
                 f"{self.refine.path}: trained for t_stop {self.refine.card['t_stop']}, "
                 f"and the chain stops at {self.chain.t_stop}"
             )
 
+    @property
+    def networks(self) -> dict[str, Weights]:
+        """The networks that there are, by their part in the chain."""
+        parts = ("denoiser", "refine", "levels", "autoencoder")
+        return {part: getattr(self, part) for part in parts if getattr(self, part) is not None}
+
     def sampler(self, run: Run) -> Sampler:
         """The chain, ready to be run on this run's device."""
-        refine = None
+        refine = levels = None
         if self.refine is not None:
             card = self.refine.card
-            refine = Refine(run.network(self.refine, "one_step"), card["t_stop"], card["mask_only"])
-        return Sampler(run.denoiser(self.denoiser), diffusion_of(self.denoiser), self.chain, refine)
+            refine = Refine(run.network(self.refine, "one_step"), card["t_stop"], card.get("mask_only", False))
+        if self.levels is not None:
+            levels = run.network(self.levels, "noise_level")
+        diffusion = diffusion_of(self.denoiser, self.autoencoder, run.compute.device)
+        return Sampler(run.denoiser(self.denoiser), diffusion, self.chain, refine, levels)
 
 
 def chain_members(
@@ -88,16 +104,9 @@ def chain_members(
 
     source is what it starts from (see `starts`). The cost is the chain's, that of its start left out.
     """
-    refine = trained.refine
-    recipe = _recipe(
-        run,
-        subject,
-        chain=asdict(trained.chain),
-        denoiser=trained.denoiser.digest,
-        source=source and source.digest,
-        refine=refine and refine.digest,
-        seed=run.seed,
-    )
+    networks = {part: weights.digest for part, weights in trained.networks.items()}
+    source_digest = source and source.digest
+    recipe = _recipe(run, subject, chain=asdict(trained.chain), source=source_digest, seed=run.seed, **networks)
     sampler = trained.sampler(run)
 
     def draw(members: range) -> Timed:
@@ -157,7 +166,7 @@ def _source_name(source: Weights | None) -> str:
 def _chain_name(trained: TrainedChain) -> str:
     """A folder for a chain, another for every other one."""
     chain = trained.chain
-    networks = [_name(one) for one in (trained.denoiser, trained.refine) if one is not None]
-    parts = (chain.start, chain.finish, chain.rule, f"{chain.eta:g}", chain.convention)
+    networks = [_name(one) for one in trained.networks.values()]
+    parts = (chain.start, chain.finish, chain.rule, f"{chain.eta:g}", chain.convention, chain.spacing)
     numbers = (chain.t_prime, chain.t_stop, chain.calls)
     return "_".join([*networks, *parts, *(f"{number:04d}" for number in numbers)])

@@ -15,6 +15,7 @@ from pdlib.kernels import noise
 from pdlib.kernels.noise import Streams
 from pdlib.report.slices import Example, State
 from pdlib.study.comparison import Row
+from pdlib.study.members import TrainedChain
 from pdlib.study.rows import ensemble_of
 from pdlib.study.run import Run
 
@@ -61,13 +62,13 @@ def widest_slice(run: Run, subject: str, array: np.ndarray) -> np.ndarray:
 @torch.inference_mode()
 def chain_states(row: Row, subject: str, panels: int) -> list[State]:
     """States of the first member's chain on the widest slice, for Fig. 1: at most `panels`, the start among them."""
-    run, chain, sampler = row.run, row.chain, row.trained.sampler(row.run)
+    run, chain, sampler = row.run, row.chain, row.networks(subject).trained.sampler(row.run)
     seen = WidestSlice.of(run, subject)
     mask = seen.tensor(row.starts(subject, 1).values[0])
     start = chain.start_index(sampler.diffusion.schedule)
     first = STARTS[chain.start](mask, start, seen.streams, sampler.diffusion)
-    states = [] if row.source is None else [State("pre-segmentation", mask[0, 0].numpy())]
-    states.append(State(f"t = {start + 1}", first[0, 0].numpy(), row.source is not None))
+    states = [] if row.networks(subject).source is None else [State("pre-segmentation", mask[0, 0].numpy())]
+    states.append(State(f"t = {start + 1}", first[0, 0].numpy(), row.networks(subject).source is not None))
     visited: list[np.ndarray] = []
     device = run.compute.device
     sampler.sample(
@@ -82,12 +83,12 @@ def chain_states(row: Row, subject: str, panels: int) -> list[State]:
 
 
 @torch.inference_mode()
-def denoised_references(run: Run, row: Row, subject: str, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    """The widest slice's reference, and the x_start that a row's denoiser predicts from it after diffusion to each
+def denoised_references(run: Run, trained: TrainedChain, subject: str, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """The widest slice's reference, and the x_start that a chain's denoiser predicts from it after diffusion to each
     index, [H, W] each.
     """
     seen, device = WidestSlice.of(run, subject), run.compute.device
-    mask, sampler = seen.tensor(run.volume(subject).mask), row.trained.sampler(run)
+    mask, sampler = seen.tensor(run.volume(subject).mask), trained.sampler(run)
     pictures = {"reference": mask[0, 0].numpy()}
     for index in indices:
         jump = Chain("preseg", "x0_jump", index + 1, 1, "ddpm", 1.0, "consistent")
@@ -105,7 +106,7 @@ def learned_variances(row: Row, subject: str, indices: Sequence[int]) -> pd.Data
     A row for each paper time t (the index); columns: the step's variances "posterior" and "fixed-large", for which
     values of -1 and 1 stand, and the geometric mean of the learned one "in lesions" and "outside", in the brain.
     """
-    run, seen, sampler = row.run, WidestSlice.of(row.run, subject), row.trained.sampler(row.run)
+    run, seen, sampler = row.run, WidestSlice.of(row.run, subject), row.networks(subject).trained.sampler(row.run)
     mask, brain = (seen.cut(array) > 0 for array in (run.volume(subject).mask, run.volume(subject).brain))
     schedule, device = sampler.diffusion.schedule, run.compute.device
     x_start = sampler.diffusion.codec.encode(torch.from_numpy(mask).float()[None, None])

@@ -7,9 +7,7 @@ import pandas as pd
 
 from pdlib.evaluation import agreement, metrics, records
 from pdlib.inference.volumes import Ensemble, combine
-from pdlib.study.members import starts
 from pdlib.study.run import Run
-from pdlib.training.weights import Weights
 
 
 def ensemble_of(run: Run, members: np.ndarray) -> Ensemble:
@@ -31,16 +29,6 @@ def members_rows(run: Run, members: np.ndarray, subject: str, **about) -> pd.Dat
             "entropy": metrics.predictive_entropy(ensemble.mean, volume.brain),
         }
     return _score_rows(run, scores, members, subject, **about)
-
-
-def preseg_rows(run: Run, source: Weights | None, split: str, **about) -> pd.DataFrame:
-    """Scores of a hard pre-segmentation by itself, the empty one (source None) included."""
-    rows = []
-    for subject in run.subjects(split):
-        begun = starts(run, source, subject, 1)
-        cost = {"nfe": begun.calls, "seconds": begun.seconds}
-        rows.append(members_rows(run, begun.values, subject, split=split, **cost, **about))
-    return pd.concat(rows, ignore_index=True)
 
 
 def agreement_rows(run: Run, members: np.ndarray, subject: str, bins: int, **about) -> pd.DataFrame:

@@ -220,9 +220,13 @@ def spread_over(items: Sequence, count: int) -> list:
 
 
 @lru_cache(maxsize=8)  # one schedule object a denoiser, by which tables of steps are cached
-def diffusion_of(weights: Weights) -> Diffusion:
-    """What a denoiser was trained with, from its card."""
-    return build_diffusion(**weights.card["diffusion"])
+def diffusion_of(weights: Weights, autoencoder: Weights | None = None, device: torch.device | None = None) -> Diffusion:
+    """What a denoiser was trained with, from its card; of a latent one with the auto-encoder, on a device."""
+    if autoencoder is None:
+        return build_diffusion(**weights.card["diffusion"])
+    from pdlib.study.latent import latent_diffusion
+
+    return latent_diffusion(weights.card["diffusion"], _built(autoencoder, device))
 
 
 @lru_cache(maxsize=24)

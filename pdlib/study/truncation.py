@@ -32,7 +32,7 @@ def train_refine(run: Run, t_stop: int, mask_only: bool) -> pd.DataFrame:
     It is chosen by the Dice of one member of Table 1's chain, with this stop, on a few validation subjects.
     """
     settings, row = run.profile.refine, Row.of(run, CHAIN, size=1)
-    denoiser, diffusion = row.trained.denoiser, diffusion_of(row.trained.denoiser)
+    denoiser, diffusion = row.first.trained.denoiser, diffusion_of(row.first.trained.denoiser)
     stride = run.profile.truncation.stride
     chain = chain_while_training(run, "addpm", run.profile.denoiser, t_stop=t_stop, stride=stride)
     watched = run.spread("validation", settings.validation_subjects)
@@ -42,7 +42,7 @@ def train_refine(run: Run, t_stop: int, mask_only: bool) -> pd.DataFrame:
     objective = settings.objective.arguments("name")
     card = {"kind": "one_step", "network": network, "objective": objective, "t_stop": chain.t_stop}
     card |= {"mask_only": mask_only, "chosen_by": vars(chain), "watched": watched}
-    card |= {"denoiser": denoiser.digest, "preseg": row.source.digest}
+    card |= {"denoiser": denoiser.digest, "preseg": row.first.source.digest}
 
     begun = {subject: row.starts(subject).values[0] for subject in watched}
 

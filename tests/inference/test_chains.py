@@ -16,7 +16,8 @@ def test_rows_have_the_paper_s_calls():
     assert calls["ddpm"] == calls["wolleb2021"] == 1000 and calls["x0_jump"] == 1
     assert {calls[name] for name in ("pd_ddpm", "es_ddpm", "tdpm", "pd_ddpm_1")} == {300}
     assert chains["addpm"].indices == chains["addpm_mask_only"].indices == tuple(range(299, 249, -1))
-    assert {name for name, chain in chains.items() if chain.t_stop} == {"addpm", "addpm_mask_only"}
+    assert chains["refiner"].indices == () and chains["refiner"].t_stop == chains["refiner"].t_prime
+    assert {name for name, chain in chains.items() if chain.t_stop} == {"addpm", "addpm_mask_only", "refiner"}
 
 
 def test_t_prime_and_t_stop_are_scaled_to_the_schedule():

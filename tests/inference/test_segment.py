@@ -42,7 +42,7 @@ DATA = {
 SEGMENTER = {"name": "attention_unet", "in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2]}
 CARDS = {
     "attention_unet_0": {"kind": "segmenter", "network": SEGMENTER | {"dropout": 0.0}},
-    "denoiser": {
+    "denoiser_0": {
         "kind": "denoiser",
         "network": {
             "in_channels": 3,
@@ -248,13 +248,13 @@ def test_the_best_trained_profile_is_taken_and_named(profiles, tmp_path, capsys)
 
 def test_a_better_profile_that_is_not_complete_is_passed_over_with_the_cause(profiles, tmp_path, capsys):
     cpu, gpu, paper = profiles("cpu", "gpu", "paper")
-    unfinished = change_card(gpu, "denoiser", finished=False)
-    shutil.rmtree(paper / "denoiser")
+    unfinished = change_card(gpu, "denoiser_0", finished=False)
+    shutil.rmtree(paper / "denoiser_0")
     done = segment.segment_files(*write_pair(tmp_path), tmp_path / "out")
     assert (done.weights, done.profile) == (cpu, "cpu")
     lines = capsys.readouterr().err.splitlines()
     assert any(f"warning: profile gpu is passed over: {unfinished}" in line for line in lines)
-    assert any(f"warning: profile paper is passed over: {paper / 'denoiser'}" in line for line in lines)
+    assert any(f"warning: profile paper is passed over: {paper / 'denoiser_0'}" in line for line in lines)
 
 
 def test_a_profile_is_taken_by_its_name(profiles, tmp_path, capsys):
@@ -298,13 +298,13 @@ def test_where_nothing_is_trained_it_says_what_to_run(profiles, tmp_path, capsys
 
 
 HALF_TRAINED = {
-    "no denoiser": (lambda folder: shutil.rmtree(folder / "denoiser"), ["denoiser"], "not a readable"),
+    "no denoiser": (lambda folder: shutil.rmtree(folder / "denoiser_0"), ["denoiser_0"], "not a readable"),
     "no pre-segmenter": (
         lambda folder: shutil.rmtree(folder / "attention_unet_0"),
         ["attention_unet_0"],
         "not a readable",
     ),
-    "unfinished denoiser": (lambda f: change_card(f, "denoiser", finished=False), ["denoiser"], "has not ended"),
+    "unfinished denoiser": (lambda f: change_card(f, "denoiser_0", finished=False), ["denoiser_0"], "has not ended"),
     "unfinished pre-segmenter": (
         lambda folder: change_card(folder, "attention_unet_0", finished=False),
         ["attention_unet_0"],
@@ -312,31 +312,31 @@ HALF_TRAINED = {
     ),
     "another's data": (
         lambda folder: change_card(folder, "attention_unet_0", "data", fingerprint="4567"),
-        ["denoiser", "attention_unet_0"],
+        ["denoiser_0", "attention_unet_0"],
         "different data",
     ),
     "another fold": (
         lambda folder: change_card(folder, "attention_unet_0", "data", train=["Utrecht/2"]),
-        ["denoiser", "attention_unet_0"],
+        ["denoiser_0", "attention_unet_0"],
         "different subjects",
     ),
     "unfinished and another's data": (
         lambda folder: [
-            change_card(folder, "denoiser", finished=False),
+            change_card(folder, "denoiser_0", finished=False),
             change_card(folder, "attention_unet_0", "data", fingerprint="4567"),
         ],
-        ["denoiser", "attention_unet_0"],
+        ["denoiser_0", "attention_unet_0"],
         "different data",
     ),
     "a segmenter for a denoiser": (
-        lambda f: shutil.copy(f / "attention_unet_0" / "best.safetensors", f / "denoiser" / "best.safetensors"),
-        ["denoiser"],
+        lambda f: shutil.copy(f / "attention_unet_0" / "best.safetensors", f / "denoiser_0" / "best.safetensors"),
+        ["denoiser_0"],
         "holds a segmenter",
     ),
-    "no sampling": (lambda f: change_card(f, "denoiser", sampling={}), ["denoiser"], "lacks sampling.presegmenter"),
+    "no sampling": (lambda f: change_card(f, "denoiser_0", sampling={}), ["denoiser_0"], "lacks sampling.presegmenter"),
     "an impossible chain": (
-        lambda folder: change_card(folder, "denoiser", "sampling", chain={"t_prime": 0}),
-        ["denoiser"],
+        lambda folder: change_card(folder, "denoiser_0", "sampling", chain={"t_prime": 0}),
+        ["denoiser_0"],
         "chain cannot be used",
     ),
 }

@@ -95,7 +95,7 @@ def preseg(volume):
 @pytest.fixture(scope="module")
 def sampler(networks):
     """The denoiser after two updates, in a chain."""
-    weights = load_weights(networks.place.weights("denoiser") / "best.safetensors")
+    weights = load_weights(networks.place.weights("denoiser_0") / "best.safetensors")
     diffusion = build_diffusion(**weights.card["diffusion"])
     denoiser = PreparedDenoiser(weights.build(DEVICE, "denoiser"), diffusion.schedule.steps, "32-true")
     return Sampler(denoiser, diffusion, CHAIN)

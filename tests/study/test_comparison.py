@@ -165,7 +165,7 @@ def test_what_cannot_be_a_row_is_refused(trained, name, changes, words):
 
 
 def test_a_t_prime_above_what_the_denoiser_knows_is_refused(trained):
-    rewritten(trained.place.weights("denoiser") / "best.safetensors", t_max=5)
+    rewritten(trained.place.weights("denoiser_0") / "best.safetensors", t_max=5)
     assert Row.of(trained.run, CHAIN, t_prime=500).chain.t_prime == 5
     with pytest.raises(ValueError, match=r"denoiser/best\.safetensors: trained on 5 steps, and T' is 6"):
         Row.of(trained.run, CHAIN, t_prime=600)

@@ -14,7 +14,7 @@ from pdlib.study.members import TrainedChain, chain_members, drawn_once, draws, 
 
 def of(trained, chain=None, refine=None):
     run = trained.run
-    return TrainedChain(chain or trained.chain(), run.weights("denoiser"), refine and run.weights(refine))
+    return TrainedChain(chain or trained.chain(), run.weights("denoiser_0"), refine and run.weights(refine))
 
 
 def slices(run, subject):
@@ -50,7 +50,7 @@ def test_nothing_is_computed_twice_until_something_changes(trained, calls):
     assert calls.since() == 2 * each * 2 * 4
     members()
     calls.since()
-    rewritten(trained.place.weights("denoiser") / "best.safetensors", shift=0.1)
+    rewritten(trained.place.weights("denoiser_0") / "best.safetensors", shift=0.1)
     assert not np.array_equal(members(), first)
     assert calls.since() == each * 2 * 4
     rewritten(trained.preseg, shift=0.1)
@@ -198,7 +198,7 @@ def test_networks_of_another_chain_are_refused(trained):
     stopped = trained.chain(calls=1, t_prime=2, finish="one_step", t_stop=1)
     with pytest.raises(ValueError, match=r"one_step_0200/best.* trained for t_stop 2, and the chain stops at 1"):
         of(trained, stopped, "one_step_0200")
-    rewritten(trained.place.weights("denoiser") / "best.safetensors", t_max=3)
+    rewritten(trained.place.weights("denoiser_0") / "best.safetensors", t_max=3)
     with pytest.raises(ValueError, match=r"denoiser/best.* trained on 3 steps, and T' is 4"):
         of(trained)
     of(trained, trained.chain(t_prime=3))

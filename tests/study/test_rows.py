@@ -10,7 +10,7 @@ from conftest import save
 from pdlib.evaluation import agreement, metrics, records
 from pdlib.inference.volumes import combine
 from pdlib.study.comparison import Row
-from pdlib.study.rows import agreement_rows, ensemble_draws, members_rows, preseg_rows, risk_curve
+from pdlib.study.rows import agreement_rows, ensemble_draws, members_rows, risk_curve
 from pdlib.study.run import Run
 
 ABOUT = {"method": "pd_ddpm", "split": "test", "t_prime": 3}
@@ -55,7 +55,7 @@ def test_the_profile_says_how_members_become_a_mask(networks):
 
 def test_a_presegmentation_by_itself_is_its_segmenter_s_row(trained, calls):
     run = trained.run
-    soft = preseg_rows(run, run.weights("attention_unet_0"), "test", method="attention_unet")
+    soft = Row.of(run, "pd_ddpm").start_scores("test", "attention_unet").assign(start="")
     assert calls.since() == run.slice_count("test")
     direct = Row.of(run, "attention_unet").scores("test")
     assert calls.since() == 0 and set(soft.nfe) == {1}
@@ -63,7 +63,8 @@ def test_a_presegmentation_by_itself_is_its_segmenter_s_row(trained, calls):
 
 
 def test_an_empty_start_costs_nothing_and_scores_nothing(trained, calls):
-    rows = preseg_rows(trained.run, None, "test", method="attention_unet", start="empty")
+    row = Row.of(trained.run, "pd_ddpm").starting_from(None, "empty")
+    rows = row.start_scores("test", "attention_unet")
     found = rows.pivot(index="subject", columns="metric", values="value")
     assert (found.dice == 0).all() and (found.lesion_recall == 0).all() and found.hd95_mm.isna().all()
     assert set(rows.nfe) == {0} == set(rows.seconds) and calls.since() == 0 and set(rows.start) == {"empty"}

@@ -18,7 +18,7 @@ from pdlib.study.run import Run, diffusion_of
 from pdlib.training.weights import load_weights
 
 TRAININGS = ["attention_unet_0", "bayesian_unet_0", "probabilistic_unet_0", "tdpm_0300"]
-TRAININGS += ["denoiser", "wolleb2021", "one_step_0200", "one_step_0200_mask"]
+TRAININGS += ["denoiser_0", "wolleb2021", "one_step_0200", "one_step_0200_mask"]
 
 
 def test_no_subject_is_in_two_parts_whatever_the_fold(networks):
@@ -53,7 +53,7 @@ def test_training_slices_are_those_of_the_training_subjects(networks):
 def test_a_card_tells_the_data_as_segment_needs_them(networks):
     card = networks.run.data_card()
     assert card["in_plane_mm"]["median"] == pytest.approx([4.0, 4.8]) and card["clip_percentiles"] == [0.5, 99.5]
-    assert card == networks.run.weights("denoiser").card["data"] and json.loads(json.dumps(card)) == card
+    assert card == networks.run.weights("denoiser_0").card["data"] and json.loads(json.dumps(card)) == card
 
 
 def test_labels_tell_other_pathology_from_lesion(networks):
@@ -83,21 +83,21 @@ def test_weights_are_read_once_and_networks_built_once(trained):
     assert run.weights("attention_unet_0") is weights
     network = run.network(weights, "segmenter")
     assert run.network(weights, "segmenter", "generator") is network
-    denoiser = run.denoiser(run.weights("denoiser"))
-    assert run.denoiser(run.weights("denoiser")) is denoiser
+    denoiser = run.denoiser(run.weights("denoiser_0"))
+    assert run.denoiser(run.weights("denoiser_0")) is denoiser
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     rewritten(trained.preseg, shift=0.1)
     other = run.network(run.weights("attention_unet_0"), "segmenter")
     assert other is not network and run.weights("attention_unet_0") != weights
     assert any(not torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
     with pytest.raises(ValueError, match=r"denoiser/best\.safetensors: holds a denoiser, not a segmenter or generator"):
-        run.network(run.weights("denoiser"), "segmenter", "generator")
+        run.network(run.weights("denoiser_0"), "segmenter", "generator")
     with pytest.raises(ValueError, match=r"attention_unet_0/best\.safetensors: holds a segmenter, not a denoiser"):
         run.denoiser(run.weights("attention_unet_0"))
 
 
 def test_each_denoiser_comes_with_what_it_was_trained_with(networks):
-    shared, own = (networks.run.weights(name) for name in ("denoiser", "wolleb2021"))
+    shared, own = (networks.run.weights(name) for name in ("denoiser_0", "wolleb2021"))
     assert float(diffusion_of(own).schedule.betas[-1]) == pytest.approx(0.9) and own != shared
     assert diffusion_of(shared).schedule.steps == 10 and diffusion_of(shared).prediction == "v"
 
@@ -145,7 +145,7 @@ def test_a_run_with_changed_settings_takes_the_profile_s_networks_and_writes_apa
     run = changed(trained, own_networks=False)
     own = run.place.weights("one_step_0200") / "best.safetensors"
     assert run.data == trained.run.data and run.subjects("test") == trained.run.subjects("test")
-    assert run.weights("denoiser") is trained.run.weights("denoiser")
+    assert run.weights("denoiser_0") is trained.run.weights("denoiser_0")
     before = sorted(trained.place.results.rglob("*"))
     run.write("a", pd.DataFrame({"x": [1]}))
     written = run.place.results / "a.csv"
@@ -160,9 +160,9 @@ def test_a_run_with_changed_settings_takes_the_profile_s_networks_and_writes_apa
 def test_a_run_whose_changes_concern_its_networks_takes_no_others(trained):
     run = changed(trained, own_networks=True)
     with pytest.raises(ValueError, match=r"changed/abc/weights/denoiser/best\.safetensors"):
-        run.weights("denoiser")
-    shutil.copytree(trained.place.weights("denoiser"), run.place.weights("denoiser"))
-    assert run.weights("denoiser").path == run.place.weights("denoiser") / "best.safetensors"
+        run.weights("denoiser_0")
+    shutil.copytree(trained.place.weights("denoiser_0"), run.place.weights("denoiser_0"))
+    assert run.weights("denoiser_0").path == run.place.weights("denoiser_0") / "best.safetensors"
 
 
 def test_opening_asks_for_what_the_notebook_stands_on_and_stamps_what_was_changed(trained, tmp_path, monkeypatch):

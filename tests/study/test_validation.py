@@ -55,7 +55,7 @@ def test_curves_are_the_dice_of_validation_subjects(trained):
     kept = {subject: drawn_once(run, network, subject) for subject in subjects}
     expected = np.nanmean([dice(subject, values) for subject, values in kept.items()])
     assert segmenter_dice(run, network) == {"dice": pytest.approx(expected)}
-    denoiser = run.weights("denoiser")
+    denoiser = run.weights("denoiser_0")
     sampler = Sampler(run.denoiser(denoiser), diffusion_of(denoiser), trained.chain(calls=2))
     starts = {subject: (values >= 0.5).astype(np.float32) for subject, values in kept.items()}
     for start in (starts.get, None):
@@ -66,7 +66,7 @@ def test_curves_are_the_dice_of_validation_subjects(trained):
 
 
 def test_a_generator_s_states_stand_beside_diffused_references(trained):
-    run, diffusion = trained.run, diffusion_of(trained.run.weights("denoiser"))
+    run, diffusion = trained.run, diffusion_of(trained.run.weights("denoiser_0"))
     weights, subjects = run.weights("tdpm_0300"), run.subjects("test")[:2]
     table = state_statistics(run, weights, diffusion, 3, subjects)
     abar = float(diffusion.schedule.abar(2))
