@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pdlib.data.folds import make_folds, split_subjects
+from pdlib.data.folds import make_folds, split_subjects, with_further
 
 
 def cohort(per_site: int = 20) -> pd.DataFrame:
@@ -24,6 +24,7 @@ def test_no_subject_crosses_and_each_is_tested_once():
     for fold in range(5):
         parts = split_subjects(table, test_fold=fold)
         assert [len(parts[part]) for part in ("train", "validation", "test")] == [36, 12, 12]
+        assert parts.pop("key") == parts["test"], "no further subjects: every row is tested on the same"
         assert set().union(*parts.values()) == everyone and sum(map(len, parts.values())) == len(everyone)
         assert parts["validation"] == split_subjects(table, test_fold=(fold + 1) % 5)["test"]
         tested += parts["test"]
@@ -75,3 +76,62 @@ def test_unusable_tables_are_refused():
         split_subjects(pd.concat([table, table.head(1).assign(fold=4)]), test_fold=0)
     with pytest.raises(ValueError, match="the folds must be"):
         split_subjects(table[table["fold"] != 2], test_fold=0)
+
+
+# Further subjects.
+def further(per_site: int = 66) -> pd.DataFrame:
+    cases = cohort(per_site).sample(frac=1, random_state=4, ignore_index=True)
+    return cases.assign(subject="further/" + cases["subject"])
+
+
+def dealt(per_site=66, seeds=(0, 1, 2), others=20):
+    table = make_folds(cohort(), folds=5, seed=0)
+    return with_further(table, further(per_site), seeds=seeds, others_per_site=others, seed=0)
+
+
+def test_further_subjects_are_tested_and_none_of_them_crosses():
+    table = dealt()
+    before = {fold: split_subjects(make_folds(cohort(), folds=5, seed=0), test_fold=fold) for fold in range(5)}
+    for fold in range(5):
+        parts = split_subjects(table, test_fold=fold)
+        assert [len(parts[part]) for part in ("train", "validation", "test", "key")] == [36, 12, 60, 198]
+        assert parts["train"] == before[fold]["train"] and parts["validation"] == before[fold]["validation"]
+        assert set(parts["test"]) < set(parts["key"]) == set(further()["subject"])
+        assert set(parts["key"]).isdisjoint(cohort()["subject"]), "nobody of any fold, the test fold's included"
+
+
+@pytest.mark.parametrize(("per_site", "seeds", "others"), [(66, (0, 1, 2), 20), (7, (5, 3), 4), (4, (0, 1, 2), None)])
+def test_the_few_and_the_repeats_each_have_all_sites_and_volumes(per_site, seeds, others):
+    table = dealt(per_site, seeds, others)
+    mine = table[table.part != "fold"].sort_values("lesion_ml")
+    assert set(table[table.part == "fold"].seed) == {seeds[0]} and set(mine.seed) == set(seeds)
+    few = mine[mine.part == "test"]
+    assert (few.groupby("site").size() == (others or per_site)).all()
+    for rows in (few, mine):
+        assert np.ptp(rows.seed.value_counts()) <= 1, "evenly over the repeats"
+        assert np.ptp(rows.groupby(["site", "seed"]).size().unstack(), axis=1).max() <= 2
+    for _, site in mine.groupby("site"):
+        places = np.flatnonzero(site.part == "test")
+        assert np.ptp(np.diff([-1, *places, per_site])) <= 2, "evenly over the volumes"
+        if per_site == 66:
+            ranks = site.assign(rank=range(per_site)).groupby("seed")["rank"].mean()
+            assert abs(ranks - (per_site - 1) / 2).max() < 2
+
+
+def test_further_subjects_are_dealt_by_what_they_are_and_not_by_the_order_of_rows():
+    def told(cases, seed=0):
+        table = with_further(
+            make_folds(cohort(), folds=5, seed=0), cases, seeds=[0, 1, 2], others_per_site=20, seed=seed
+        )
+        return table.set_index("subject")[["part", "seed"]].sort_index()
+
+    pd.testing.assert_frame_equal(told(further()), told(further().iloc[::-1]))
+    assert not told(further()).equals(told(further(), seed=1))
+
+
+def test_further_subjects_that_cannot_be_dealt_are_refused():
+    table = make_folds(cohort(), folds=5, seed=0)
+    with pytest.raises(ValueError, match="no subjects of the folds; these are"):
+        with_further(table, cohort(1), seeds=[0], others_per_site=None, seed=0)
+    with pytest.raises(ValueError, match="site GE3T has 3 further subjects, not 4"):
+        with_further(table, further(3), seeds=[0], others_per_site=4, seed=0)
