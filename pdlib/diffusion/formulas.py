@@ -6,6 +6,7 @@ x_start, x_t, noise and network outputs are [N, C, H, W]; t and t_prev are indic
 - forward process, DDPM Eq. 4 (PD-DDPM Eq. 1): `q_sample`
 - network output: `training_target`, `predict_x_start`
 - reverse steps: `ddpm_step` (DDPM Eq. 7), `ddim_step` (DDIM Eq. 12), `dpm_solver_step` (DPM-Solver++ Algorithm 2)
+- progressive distillation (Salimans & Ho 2022): `distillation_target`
 - learned variance and the variational bound (Nichol & Dhariwal 2021): `learned_variance`, `variational_bound`
 
 DDPM is Ho et al. 2020 (arXiv 2006.11239), DDIM is Song et al. 2020 (2010.02502), DPM-Solver++ is Lu et al. 2022
@@ -158,6 +159,33 @@ def _half_log_snr(t: int, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
     """sqrt(abar), sqrt(1 - abar) and the logarithm of their ratio, which is the solver's time."""
     signal, sigma = schedule.abar(t).sqrt(), (1 - schedule.abar(t)).sqrt()
     return signal, sigma, signal.log() - sigma.log()
+
+
+# --- progressive distillation ----------------------------------------------------------------------------------------
+
+
+def noiseless_step(x_start: Tensor, x_t: Tensor, t: int | Tensor, t_prev: int | Tensor, schedule: Schedule) -> Tensor:
+    """The state at t_prev after a `ddim_step` with eta 0."""
+    coef_start, coef_state, _ = ddim_step(t, t_prev, schedule, eta=0.0)
+    return column(coef_start, x_t) * x_start + column(coef_state, x_t) * x_t
+
+
+def distillation_target(x_t: Tensor, x_s: Tensor, t: int | Tensor, s: int | Tensor, schedule: Schedule) -> Tensor:
+    """The x_start with which one noiseless step takes x_t to x_s, whose index s is below t.
+
+    Salimans & Ho 2022 (arXiv 2202.00512), Algorithm 2: (x_s - r x_t) / (sqrt(abar_s) - r sqrt(abar_t)) with
+    r = sqrt(1 - abar_s) / sqrt(1 - abar_t). At the clean image, s = -1, it is x_s.
+    """
+    check_same_shape(x_t=x_t, x_s=x_s)
+    abar_t, abar_s = schedule.abar(t), schedule.abar(s)
+    ratio = (1 - abar_s).sqrt() / (1 - abar_t).sqrt()
+    return (x_s - column(ratio, x_t) * x_t) / column(abar_s.sqrt() - ratio * abar_t.sqrt(), x_t)
+
+
+def implied_noise(x_start: Tensor, x_t: Tensor, t: int | Tensor, schedule: Schedule) -> Tensor:
+    """The noise that makes x_t of x_start: `q_sample` solved for it."""
+    abar = schedule.abar(t)
+    return (x_t - column(abar.sqrt(), x_t) * x_start) / column((1 - abar).sqrt(), x_t)
 
 
 # --- learned variance ------------------------------------------------------------------------------------------------

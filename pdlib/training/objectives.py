@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pdlib.diffusion import formulas
 from pdlib.diffusion.sampler import Diffusion
+from pdlib.diffusion.steps import Denoiser
 from pdlib.networks.segmenters import segmentation_loss
 from pdlib.training.bank import Batch
 
@@ -74,6 +75,43 @@ def one_step_objective(
         x_t = formulas.q_sample(diffusion.codec.encode(batch.mask), t_stop - 1, noise, diffusion.schedule)
         seen = x_t if mask_only else torch.cat([batch.image, x_t], dim=1)
         return {"train_loss": loss(network(seen), batch.mask)}
+
+    return objective
+
+
+def distillation_objective(
+    diffusion: Diffusion, teacher: Denoiser, grid: tuple[int, ...], preseg_share: float
+) -> Objective:
+    """A student learns to do in one noiseless step what its teacher does in two (Salimans & Ho 2022, Algorithm 2).
+
+    teacher: called at the 2N indices of grid, which fall; the student at every second one, the first among them. Masks
+    have 2C channels, references and then pre-segmentations; preseg_share of the states are diffused pre-segmentations.
+    Neither prediction is clamped. The loss is the mean squared error in what the network predicts: for x_start weight 1
+    in their Eq. 9, for v their "SNR + 1". ValueError for eps, of which a single call makes no sound x_start.
+    """
+    if diffusion.prediction == "eps":
+        raise ValueError("a network that predicts eps cannot be distilled: train it to predict v or x_start")
+    schedule, stops = diffusion.schedule, torch.tensor([*grid, -1])
+
+    def teacher_step(image: Tensor, x_t: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
+        output = teacher(torch.cat([image, x_t], dim=1), t.to(x_t.device, non_blocking=True)).float()
+        x_start = formulas.predict_x_start(diffusion.prediction, output, x_t, t, schedule, (-math.inf, math.inf))
+        return formulas.noiseless_step(x_start, x_t, t, t_prev, schedule)
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        reference, preseg = batch.mask.chunk(2, dim=1)
+        i = 2 * torch.randint(len(grid) // 2, (len(reference),), generator=batch.generator)
+        t, between, s = stops[i], stops[i + 1], stops[i + 2]
+        guessed = (torch.rand(len(reference), generator=batch.generator) < preseg_share).to(reference.device)
+        x_start = diffusion.codec.encode(torch.where(guessed.reshape(-1, 1, 1, 1), preseg, reference))
+        x_t = formulas.q_sample(x_start, t, _normal(x_start.shape, batch), schedule)
+        with torch.no_grad():
+            x_s = teacher_step(batch.image, teacher_step(batch.image, x_t, t, between), between, s)
+        x_star = formulas.distillation_target(x_t, x_s, t, s, schedule)
+        noise = formulas.implied_noise(x_star, x_t, t, schedule)
+        target = formulas.training_target(diffusion.prediction, x_star, t, noise, schedule)
+        output = network(torch.cat([batch.image, x_t], dim=1), t.to(x_t.device, non_blocking=True))
+        return {"train_loss": nn.functional.mse_loss(output.float(), target)}
 
     return objective
 

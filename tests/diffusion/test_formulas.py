@@ -91,6 +91,45 @@ def test_ddim_with_eta_1_has_the_ancestral_mean_and_the_posterior_variance():
     torch.testing.assert_close(ddpm[2] ** 2, SHORT.betas[t], rtol=1e-9, atol=0)
 
 
+def signal_and_noise(t, steps=40):
+    """sqrt(abar) and sqrt(1 - abar) of the cosine schedule in closed form, from paper time t + 1; 1 and 0 at t = -1."""
+    abar = (math.cos(((t + 1) / steps + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+    return math.sqrt(abar), math.sqrt(1 - abar)
+
+
+@pytest.mark.parametrize(("t", "between", "s"), [(29, 21, 14), (14, 7, 3), (29, 14, -1), (1, 0, -1)])
+def test_a_distilled_step_arrives_where_two_steps_of_a_linear_teacher_do(t, between, s):
+    """And its x_start is the mean of the teacher's two, weighted by how far each moves sqrt(abar / (1 - abar)): a
+    noiseless step adds x_start times that to x_t / sqrt(1 - abar). On arrival at the clean image it is the second.
+    """
+    teacher = {t: (0.7, 0.1), between: (0.4, -0.2)}
+    x_t = draw(2, 1, 4, 4)
+    state, seen = x_t, []
+    for here, there in ((t, between), (between, s)):
+        factor, shift = teacher[here]
+        seen.append(factor * state + shift)
+        (signal, sigma), (signal_next, sigma_next) = signal_and_noise(here), signal_and_noise(there)
+        state = signal_next * seen[-1] + sigma_next * (state - signal * seen[-1]) / sigma  # DDIM Eq. 12
+    found = formulas.distillation_target(x_t, state, t, s, SHORT)
+
+    if s < 0:
+        expected = seen[1]
+    else:
+        level, middle, end = (signal_and_noise(k)[0] / signal_and_noise(k)[1] for k in (t, between, s))
+        expected = ((middle - level) * seen[0] + (end - middle) * seen[1]) / (end - level)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(formulas.noiseless_step(found, x_t, t, s, SHORT), state, rtol=0, atol=1e-9)
+    rows = (torch.tensor([t, t]), torch.tensor([s, s]))
+    torch.testing.assert_close(formulas.distillation_target(x_t, state, *rows, SHORT), found)
+
+
+def test_a_perfect_teacher_s_student_learns_the_reference():
+    x_start, noise_of_it = draw(2, 1, 4, 4), draw(2, 1, 4, 4, seed=1)
+    x_t, x_s = (formulas.q_sample(x_start, k, noise_of_it, SHORT) for k in (29, 14))
+    torch.testing.assert_close(formulas.distillation_target(x_t, x_s, 29, 14, SHORT), x_start)
+    torch.testing.assert_close(formulas.implied_noise(x_start, x_t, 29, SHORT), noise_of_it)
+
+
 def test_a_learned_variance_lies_between_the_posterior_s_and_beta():
     t = torch.tensor([0, 1, 30])
     ends = torch.ones(3, 1, 1, 1, dtype=torch.float64)
@@ -188,6 +227,7 @@ def test_bad_arguments_are_named():
         (lambda: formulas.q_sample_start(x, 3, streams(3), COSINE), "streams: 3 for 2 rows"),
         (lambda: formulas.training_target("noise", x, 1, x, COSINE), "unknown prediction"),
         (lambda: formulas.predict_x_start("noise", x, x, 1, COSINE, ANYTHING), "unknown prediction"),
+        (lambda: formulas.distillation_target(x, x[:1], 3, 1, COSINE), "shapes differ"),
         (lambda: formulas.dpm_solver_step(x, None, x, 3, 3, COSINE), "t_prev"),
         (lambda: formulas.dpm_solver_step(x, (3, x), x, 4, 2, COSINE), "not above t=4"),
         (lambda: formulas.step_table(diffusion, (3, 5), *table), "must fall"),

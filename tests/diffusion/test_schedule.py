@@ -6,7 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pdlib.diffusion.schedule import build_schedule, calls_of_stride, chain_indices, scale_t_prime
+from pdlib.diffusion.schedule import (
+    build_schedule,
+    calls_of_stride,
+    chain_indices,
+    scale_t_prime,
+    trailing_indices,
+)
 
 COSINE = build_schedule("cosine", steps=1000, offset=0.008, max_beta=0.999)
 
@@ -59,6 +65,22 @@ def test_all_indices_or_some_of_them():
     assert chain_indices(300, 50, 250) == tuple(range(299, 249, -1))
     assert chain_indices(300, 3, 250) == (299, 274, 250)
     assert chain_indices(30, 0, 30) == ()
+
+
+@pytest.mark.parametrize("t_prime", range(1, 61))
+def test_trailing_strides_begin_at_t_prime_and_nest(t_prime):
+    for calls in range(1, t_prime + 1):
+        visited = trailing_indices(t_prime, calls)
+        assert len(visited) == calls and visited[0] == t_prime - 1 and visited[-1] >= 0
+        gaps = [a - b for a, b in pairwise((*visited, -1))]
+        assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 2, "the last stride, to the clean image, is like the others"
+        assert calls % 2 or visited[::2] == trailing_indices(t_prime, calls // 2)
+
+
+def test_the_grids_of_a_distillation():
+    assert trailing_indices(300, 4) == (299, 224, 149, 74) and trailing_indices(30, 1) == (29,)
+    assert trailing_indices(30, 8) == (29, 25, 21, 18, 14, 10, 7, 3)
+    assert set(trailing_indices(30, 8)) < set(trailing_indices(30, 16))
 
 
 @pytest.mark.parametrize("t_stop", [0, 7])

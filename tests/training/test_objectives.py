@@ -1,5 +1,7 @@
 """The losses against hand-written ones."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from pdlib.training.bank import Batch
 from pdlib.training.objectives import (
     build_objective,
     diffusion_objective,
+    distillation_objective,
     hybrid_objective,
     one_step_objective,
     segmentation_objective,
@@ -107,6 +110,78 @@ def test_the_last_network_of_addpm_learns_the_mask_from_its_own_noise_level(mask
     np.testing.assert_allclose(seen[0][:, -1:], x_t, atol=1e-5)
     assert seen[0].shape[1] == (1 if mask_only else 3) and (mask_only or torch.equal(seen[0][:, :2], image))
     assert loss.item() == pytest.approx(np.mean((x_t - mask.double().numpy()) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x_start"])
+def test_distillation_loss_is_the_hand_written_one(prediction):
+    """For x_start the error of x, for v the same weighted by SNR + 1 = 1 / (1 - abar)."""
+    rng = torch.Generator().manual_seed(2)
+    image, masks = torch.randn(16, 2, 5, 4, generator=rng), (torch.rand(16, 2, 5, 4, generator=rng) < 0.3).float()
+    grid = (299, 224, 149, 74)
+
+    def teacher(x, t):
+        return 1.3 * x[:, 2:] + 0.2 * x[:, :1] + t.reshape(-1, 1, 1, 1) / 1000
+
+    def student(x, t):
+        return 0.4 * x[:, 2:] - 0.1 * x[:, 1:2] - t.reshape(-1, 1, 1, 1) / 1000
+
+    objective = distillation_objective(diffusion(prediction), teacher, grid, 0.5)
+    loss = objective(student, Batch(image, masks, 0, torch.Generator().manual_seed(7)))["train_loss"]
+
+    again = torch.Generator().manual_seed(7)
+    i = 2 * torch.randint(2, (16,), generator=again).numpy()
+    guessed = torch.rand(16, generator=again).numpy().reshape(-1, 1, 1, 1) < 0.5
+    eps = torch.randn(16, 1, 5, 4, generator=again).double().numpy()
+    times = np.append(grid, -1)
+    flair, t1 = image.double().numpy().swapaxes(0, 1)[:, :, None]
+    reference, preseg = masks.double().numpy().swapaxes(0, 1)[:, :, None]
+    assert {*i} == {0, 2} and 0 < guessed.sum() < 16 and (preseg != reference).any()
+
+    def levels(k):
+        abar = np.where(k.reshape(-1, 1, 1, 1) < 0, 1, cosine_abar(np.maximum(k, 0) + 1))
+        return np.sqrt(abar), np.sqrt(1 - abar)
+
+    def x_of(output, state, k):
+        signal, sigma = levels(k)
+        return output if prediction == "x_start" else signal * state - sigma * output
+
+    start, at = np.where(guessed, preseg, reference), [times[i + step] for step in range(3)]
+    (signal, sigma), kept = levels(at[0]), []
+    state = first = signal * start + sigma * eps
+    for here, there in pairwise(at):
+        output = 1.3 * state + 0.2 * flair + here.reshape(-1, 1, 1, 1) / 1000
+        x, (signal_here, sigma_here), (signal_next, sigma_next) = x_of(output, state, here), levels(here), levels(there)
+        state = signal_next * x + sigma_next * (state - signal_here * x) / sigma_here
+        with np.errstate(divide="ignore"):
+            kept.append((x, signal_next / sigma_next - signal_here / sigma_here))
+    (x_1, gone_1), (x_2, gone_2) = kept
+    target = np.where(np.isinf(gone_2), x_2, x_1 + (x_2 - x_1) / (1 + gone_1 / gone_2))
+    error = x_of(0.4 * first - 0.1 * t1 - at[0].reshape(-1, 1, 1, 1) / 1000, first, at[0]) - target
+    weight = 1 if prediction == "x_start" else 1 / sigma**2
+    assert np.abs(target).max() > 1, "the teacher is not clamped"
+    assert loss.item() == pytest.approx(np.mean(weight * error**2), rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x_start"])
+def test_a_perfect_teacher_s_student_has_nothing_to_learn_but_the_reference(prediction):
+    reference = (torch.rand(8, 1, 5, 4, generator=torch.Generator().manual_seed(2)) < 0.3).double()
+    image, setting = torch.zeros(8, 2, 5, 4, dtype=torch.float64), diffusion(prediction)
+
+    def perfect(x, t):
+        abar = setting.schedule.abar(t).reshape(-1, 1, 1, 1)
+        v = (abar.sqrt() * x[:, 2:] - reference) / (1 - abar).sqrt()
+        return (v if prediction == "v" else reference).float()
+
+    batch = Batch(image, torch.cat([reference, 1 - reference], dim=1), 0, torch.Generator().manual_seed(7))
+    loss = distillation_objective(setting, perfect, (299, 149), 0.0)(perfect, batch)["train_loss"]
+    assert loss.item() < 1e-9
+    worse = distillation_objective(setting, perfect, (299, 149), 0.0)(lambda x, t: perfect(x, t) + 0.1, batch)
+    assert worse["train_loss"].item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_what_predicts_eps_is_not_distilled():
+    with pytest.raises(ValueError, match="predicts eps cannot be distilled: train it to predict v or x_start"):
+        distillation_objective(diffusion("eps"), torch.zeros_like, (29, 14), 0.5)
 
 
 def test_objectives_by_name():
