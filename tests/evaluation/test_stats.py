@@ -69,6 +69,66 @@ def test_bootstrap_covers_the_true_mean():
     assert narrow["high"] - narrow["low"] == pytest.approx(2 * 0.6745 * np.std(np.arange(40)) / 40**0.5, rel=0.1)
 
 
+def nested(groups, size, deviation, runs, subject_deviation=1.0):
+    """How often the interval covers the true mean 0 of a nested normal model: a deviation a group, one a subject."""
+    rng, names, hits = np.random.default_rng(1), np.repeat(np.arange(groups), size), 0
+    for i in range(runs):
+        own = rng.normal(0, subject_deviation, groups * size)
+        row = mean_interval(
+            np.repeat(rng.normal(0, deviation, groups), size) + own, **HOW | {"resamples": 400, "seed": i}, groups=names
+        )
+        hits += row["low"] <= 0 <= row["high"]
+    return hits / runs
+
+
+def test_three_groups_cover_what_their_closed_form_says():
+    """Where only groups differ, the interval of three is their range: it misses when all three lie on one side."""
+    standard_error = (0.75 * 0.25 / 400) ** 0.5
+    assert nested(3, 2, 1.0, 400, subject_deviation=1e-9) == pytest.approx(0.75, abs=3 * standard_error)
+    assert nested(3, 20, 0.0, 200) > 0.94, "groups that do not differ make it longer, not shorter"
+    assert nested(3, 20, 0.5, 200) < 0.9, "three that do differ leave it too short"
+
+
+def test_the_hierarchical_spread_is_the_nested_models():
+    """Of means of G resampled groups of n: (between + within / n) / G, each with its own sum of squares over N."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, (8, 25)) + rng.normal(0, 1, (8, 1))
+    groups = np.repeat(np.arange(8), 25)
+    wide = mean_interval(values.ravel(), **HOW | {"resamples": 40000, "confidence": 0.68}, groups=groups)
+    spread = (values.mean(axis=1).var() + values.var(axis=1).mean() / 25) / 8
+    assert (wide["high"] - wide["low"]) / 2 == pytest.approx(0.9945 * spread**0.5, rel=0.03)
+    assert wide["mean"] == pytest.approx(values.mean())
+    alone = mean_interval(values.ravel(), **HOW)
+    assert alone["high"] - alone["low"] < wide["high"] - wide["low"]
+
+
+def test_one_group_is_the_plain_bootstrap():
+    values = np.random.default_rng(0).normal(size=20)
+    plain = scipy_stats.bootstrap(
+        (values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    row = mean_interval(values, **HOW, groups=["a"] * 20)
+    assert (row["low"], row["high"]) == tuple(plain) and row == mean_interval(values, **HOW)
+    gone = mean_interval([*values, np.nan], **HOW, groups=[1] * 20 + [2])
+    assert (gone["low"], gone["high"]) == tuple(plain), "a group without a value is none"
+
+
+def test_groups_of_unequal_size_weigh_as_their_subjects():
+    """Nine values 0 and three values 1: resamples of two groups are (0, 0), (0, 1) twice and (1, 1)."""
+    row = mean_interval([0.0] * 9 + [1.0] * 3, **HOW, groups=[0] * 9 + [1] * 3)
+    assert (row["mean"], row["low"], row["high"]) == (0.25, 0, 1)
+    half = mean_interval([0.0] * 9 + [1.0] * 3, **HOW | {"confidence": 0.4}, groups=[0] * 9 + [1] * 3)
+    assert (half["low"], half["high"]) == (0.25, 0.25)
+
+
+def test_a_pair_keeps_its_group():
+    a, groups = np.array([1.0, np.nan, 2.0, 3.0, 4.0]), [0, 1, 1, 2, 2]
+    row = paired_comparison(a, a * 0, **HOW, groups=groups)
+    alone = mean_interval(a, **HOW, groups=groups)
+    assert all(row[key] == alone[key] for key in ("n", "low", "high")) and row["median_difference"] == 2.5
+    assert row["p_value"] == paired_comparison(a, a * 0, **HOW)["p_value"]
+
+
 def test_the_seed_alone_decides():
     values = np.random.default_rng(0).normal(size=20)
     assert mean_interval(values, **HOW) == mean_interval(values, **HOW)
@@ -88,6 +148,7 @@ def test_holm_by_hand():
         (lambda: paired_comparison([1.0], [1.0, 2.0], **HOW), "do not pair"),
         (lambda: mean_interval([[1.0]], **HOW), "not one value a subject"),
         (lambda: mean_interval([np.inf], **HOW), "infinity"),
+        (lambda: mean_interval([1.0, 2.0], **HOW, groups=[0]), "a group for each of 2"),
         (lambda: holm([1.2]), r"\[0, 1\]"),
     ],
 )
