@@ -7,6 +7,7 @@ x_start, x_t, noise and network outputs are [N, C, H, W]; t and t_prev are indic
 - network output: `training_target`, `predict_x_start`
 - reverse steps: `ddpm_step` (DDPM Eq. 7), `ddim_step` (DDIM Eq. 12), `dpm_solver_step` (DPM-Solver++ Algorithm 2)
 - progressive distillation (Salimans & Ho 2022): `distillation_target`
+- start-matched PD-DDPM (ours): `start_matched_mean`, `start_matched_step`
 - learned variance and the variational bound (Nichol & Dhariwal 2021): `learned_variance`, `variational_bound`
 
 DDPM is Ho et al. 2020 (arXiv 2006.11239), DDIM is Song et al. 2020 (2010.02502), DPM-Solver++ is Lu et al. 2022
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 PREDICTIONS = ("eps", "v", "x_start")
 WEIGHTED_RULES = ("ddpm", "ddim")  # steps that are one weighted sum, see `step_weights`
-RULES = (*WEIGHTED_RULES, "dpm_solver")
 
 
 # --- the forward process ---------------------------------------------------------------------------------------------
@@ -186,6 +186,43 @@ def implied_noise(x_start: Tensor, x_t: Tensor, t: int | Tensor, schedule: Sched
     """The noise that makes x_t of x_start: `q_sample` solved for it."""
     abar = schedule.abar(t)
     return (x_t - column(abar.sqrt(), x_t) * x_start) / column((1 - abar).sqrt(), x_t)
+
+
+# --- start-matched PD-DDPM -------------------------------------------------------------------------------------------
+
+
+def start_matched_mean(x_start: Tensor, preseg: Tensor, t: int | Tensor, t_start: int, schedule: Schedule) -> Tensor:
+    """x_start moved towards the pre-segmentation, m_t = x_start + w_t (preseg - x_start); ours.
+
+    w_t = g_t / g_{t_start} with g_t = (1 - sqrt(abar_t)) / sqrt(abar_t): 1 at t_start, where a chain starts from the
+    diffused pre-segmentation, and 0 for the clean image. Where sqrt(abar) is 1/2 at t_start these are the states of
+    Resfusion (arXiv 2311.14900), sqrt(abar) x_start + (1 - sqrt(abar)) (preseg - x_start) before noise.
+    """
+    check_same_shape(x_start=x_start, preseg=preseg)
+    share = _gap(t, schedule) / _gap(t_start, schedule)
+    return x_start + column(share, x_start) * (preseg - x_start)
+
+
+def _gap(t: int | Tensor, schedule: Schedule) -> Tensor:
+    signal = schedule.abar(t).sqrt()
+    return (1 - signal) / signal
+
+
+def start_matched_step(
+    x_start: Tensor, preseg: Tensor, x_t: Tensor, route: tuple[int, int, int], eta: float, schedule: Schedule
+) -> tuple[Tensor, Tensor]:
+    """The step of a chain whose mean moves from the pre-segmentation to x_start: the next state's mean and deviation.
+
+    route is (t, t_prev, t_start). As in `ddim_step` x_t says what eps was, here beside m_t, and eta chooses sigma:
+    sqrt(abar_prev) m_prev + sqrt(1 - abar_prev - sigma^2) eps + sigma noise. With eta = 1 this is the posterior's step.
+    """
+    t, t_prev, t_start = route
+    m_t, m_prev = (start_matched_mean(x_start, preseg, index, t_start, schedule) for index in (t, t_prev))
+    abar_prev, sigma = schedule.abar(t_prev), eta * schedule.posterior_variance(t, t_prev).sqrt()
+    eps = implied_noise(m_t, x_t, t, schedule)
+    rest = (1 - abar_prev - sigma**2).clamp_min(0).sqrt()
+    mean = column(abar_prev.sqrt(), x_t) * m_prev + column(rest, x_t) * eps
+    return mean, sigma
 
 
 # --- learned variance ------------------------------------------------------------------------------------------------

@@ -120,6 +120,11 @@ class Chain:
             raise ValueError(f"t_stop {self.t_stop}: only a chain that ends by one_step stops early, not {self.finish}")
         if self.finish == "x0_jump" and self.calls != 1:
             raise ValueError(f"calls {self.calls}: an x0_jump makes one call")
+        if self.rule == "start_matched" and (self.start, self.convention) != ("preseg", "consistent"):
+            raise ValueError(
+                f"start {self.start}, {self.convention}: a start-matched chain starts from a pre-segmentation that is "
+                "diffused to the index of its first call"
+            )
         if self.spacing == "trailing" and self.t_stop:
             raise ValueError(f"t_stop {self.t_stop}: trailing indices end at the clean image")
         _ = self.indices  # raises for impossible counts

@@ -11,6 +11,7 @@ from pdlib.diffusion.sampler import Diffusion
 from pdlib.diffusion.steps import Denoiser
 from pdlib.networks.segmenters import segmentation_loss
 from pdlib.training.bank import Batch
+from pdlib.training.corruption import Mixture, mixed_presegs
 
 Losses = dict[str, Tensor]  # parts by name: their sum is minimised, each has its curve
 Objective = Callable[[nn.Module, Batch], Losses]
@@ -21,12 +22,29 @@ def segmentation_objective(loss: Callable[[Tensor, Tensor], Tensor]) -> Objectiv
     return lambda network, batch: {"train_loss": loss(network(batch.image), batch.mask)}
 
 
+def reconstruction_objective(positive_weight: float) -> Objective:
+    """An auto-encoder's loss on masks: cross-entropy in which a lesion's pixel counts positive_weight times, and soft
+    Dice over the whole batch. The mean squared error would lose small lesions.
+    """
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        mask, logit = batch.mask, network(batch.mask).float()
+        weight = torch.full((), positive_weight, device=mask.device)
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit, mask, pos_weight=weight)
+        found = logit.sigmoid()
+        dice = (2 * (found * mask).sum() + 1) / (found.sum() + mask.sum() + 1)  # 1: a batch may have no lesion
+        return {"cross_entropy_loss": cross_entropy, "dice_loss": 1 - dice}
+
+    return objective
+
+
 def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
     """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max."""
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
         _, x_t, t, target = _diffused(diffusion, t_max, batch)
-        output = network(torch.cat([batch.image, x_t], dim=1), t.to(x_t.device, non_blocking=True))
+        seen = torch.cat([diffusion.codec.image(batch.image), x_t], dim=1)
+        output = network(seen, t.to(x_t.device, non_blocking=True))
         return {"train_loss": nn.functional.mse_loss(output.float(), target)}
 
     return objective
@@ -54,8 +72,8 @@ def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Obj
 def _diffused(diffusion: Diffusion, t_max: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_start, x_t [B, C, h, w] at random indices t [B] below t_max, and the network's target there."""
     t = torch.randint(t_max, (len(batch.mask),), generator=batch.generator)
-    noise = _normal(batch.mask.shape, batch)
     x_start = diffusion.codec.encode(batch.mask)
+    noise = _normal(x_start.shape, batch)
     x_t = formulas.q_sample(x_start, t, noise, diffusion.schedule)
     return x_start, x_t, t, formulas.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
 
@@ -114,6 +132,61 @@ def distillation_objective(
         return {"train_loss": nn.functional.mse_loss(output.float(), target)}
 
     return objective
+
+
+def noise_level_objective(diffusion: Diffusion, t_max: int) -> Objective:
+    """A network learns to estimate alphas_cumprod of diffused references, t uniform over the indices below t_max.
+
+    The mean square of log(1 - abar) - log(1 - abar_hat), the norm that San-Roman et al. 2021 (arXiv 2104.02600)
+    minimise.
+    """
+    smallest = torch.finfo(torch.float32).eps  # of 1 - abar_hat, where abar_hat rounds to 1
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        _, x_t, t, _ = _diffused(diffusion, t_max, batch)
+        log_noise = (1 - network(torch.cat([batch.image, x_t], dim=1))).clamp_min(smallest).log()
+        wanted = (1 - diffusion.schedule.abar(t)).log().to(log_noise)
+        return {"train_loss": nn.functional.mse_loss(log_noise, wanted)}
+
+    return objective
+
+
+def start_matched_objective(diffusion: Diffusion, t_start: int, mixture: Mixture) -> Objective:
+    """Mean squared error of the x_start predicted from [image, preseg, x_t], t uniform over 0..t_start.
+
+    x_t is `formulas.start_matched_mean` and noise. Masks have 2C channels, references and then pre-segmentations, of
+    which the mixture takes the place of some. ValueError for a network that does not predict x_start.
+    """
+    if diffusion.prediction != "x_start":
+        raise ValueError(f"a start-matched network predicts x_start, not {diffusion.prediction}")
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        x_start, preseg = _with_presegs(diffusion, mixture, batch)
+        t = torch.randint(t_start + 1, (len(x_start),), generator=batch.generator)
+        mean = formulas.start_matched_mean(x_start, preseg, t, t_start, diffusion.schedule)
+        x_t = formulas.q_sample(mean, t, _normal(x_start.shape, batch), diffusion.schedule)
+        output = network(torch.cat([batch.image, preseg, x_t], dim=1), t.to(x_t.device, non_blocking=True))
+        return {"train_loss": nn.functional.mse_loss(output.float(), x_start)}
+
+    return objective
+
+
+def refiner_objective(diffusion: Diffusion, mixture: Mixture, loss: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+    """A refiner's loss(logit, mask) on [image, preseg]; masks and mixture as in `start_matched_objective`."""
+
+    def objective(network: nn.Module, batch: Batch) -> Losses:
+        _, preseg = _with_presegs(diffusion, mixture, batch)
+        reference, _ = batch.mask.chunk(2, dim=1)
+        return {"train_loss": loss(network(torch.cat([batch.image, preseg], dim=1)), reference)}
+
+    return objective
+
+
+def _with_presegs(diffusion: Diffusion, mixture: Mixture, batch: Batch) -> tuple[Tensor, Tensor]:
+    """References and the pre-segmentations to train with, both encoded, [B, C, h, w]."""
+    reference, preseg = batch.mask.chunk(2, dim=1)
+    mixed = mixed_presegs(reference, preseg, mixture, batch.generator)
+    return diffusion.codec.encode(reference), diffusion.codec.encode(mixed)
 
 
 def probabilistic_objective(beta: float, warmup_steps: int) -> Objective:

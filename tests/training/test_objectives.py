@@ -9,13 +9,17 @@ from torch import nn
 
 from pdlib.diffusion.sampler import build_diffusion
 from pdlib.training.bank import Batch
+from pdlib.training.corruption import Mixture, mixed_presegs
 from pdlib.training.objectives import (
     build_objective,
     diffusion_objective,
     distillation_objective,
     hybrid_objective,
+    noise_level_objective,
     one_step_objective,
+    refiner_objective,
     segmentation_objective,
+    start_matched_objective,
 )
 
 
@@ -184,6 +188,52 @@ def test_what_predicts_eps_is_not_distilled():
         distillation_objective(diffusion("eps"), torch.zeros_like, (29, 14), 0.5)
 
 
+@pytest.mark.parametrize("codec", ["zero_one", "minus_one_one"])
+def test_start_matched_loss_is_the_hand_written_one(codec):
+    rng = torch.Generator().manual_seed(2)
+    image, pair = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 2, 5, 4, generator=rng) < 0.3).float()
+    mixture, seen = Mixture(corrupted=0.5, empty=0.2, dropped=0.4, added=0.4), []
+
+    def network(x, t):
+        seen.append((x.double().numpy(), t.numpy()))
+        return 0.3 * x[:, 3:] + 0.2 * x[:, 2:3] - 0.1 * x[:, :1]
+
+    objective = start_matched_objective(diffusion("x_start", codec), 299, mixture)
+    loss = objective(network, Batch(image, pair, 0, torch.Generator().manual_seed(7)))["train_loss"]
+
+    again, low = torch.Generator().manual_seed(7), -1.0 * (codec == "minus_one_one")
+    encoded = [low + (1 - low) * x for x in (pair[:, :1], mixed_presegs(pair[:, :1], pair[:, 1:], mixture, again))]
+    x_0, preseg = (x.double().numpy() for x in encoded)
+    k = torch.randint(300, (6,), generator=again).numpy()
+    eps = torch.randn(6, 1, 5, 4, generator=again).double().numpy()
+    signal, at_start = np.sqrt(cosine_abar(k + 1)), np.sqrt(0.78691051)
+    share = (1 - signal) / signal * at_start / (1 - at_start)
+    x_t = signal * (x_0 + share * (preseg - x_0)) + np.sqrt(1 - signal**2) * eps
+    ((shown, t),) = seen
+    np.testing.assert_allclose(shown, np.concatenate([image.double().numpy(), preseg, x_t], axis=1), atol=1e-5)
+    assert (t == k).all() and k.max() <= 299
+    output = 0.3 * x_t + 0.2 * preseg - 0.1 * image[:, :1].double().numpy()
+    assert loss.item() == pytest.approx(np.mean((output - x_0) ** 2), rel=1e-5)
+    with pytest.raises(ValueError, match="predicts x_start, not eps"):
+        start_matched_objective(diffusion("eps"), 299, mixture)
+
+
+def test_a_refiner_sees_the_same_pre_segmentations_and_learns_the_reference():
+    rng = torch.Generator().manual_seed(2)
+    image, pair = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 2, 5, 4, generator=rng) < 0.3).float()
+    mixture, seen = Mixture(corrupted=0.5, empty=0.2, dropped=0.4, added=0.4), []
+
+    def network(x):
+        seen.append(x)
+        return x[:, 2:]
+
+    objective = refiner_objective(diffusion("eps"), mixture, nn.functional.mse_loss)
+    loss = objective(network, Batch(image, pair, 0, torch.Generator().manual_seed(7)))["train_loss"]
+    preseg = mixed_presegs(pair[:, :1], pair[:, 1:], mixture, torch.Generator().manual_seed(7))
+    assert torch.equal(seen[0], torch.cat([image, preseg], dim=1))
+    assert loss.item() == pytest.approx(float(((preseg - pair[:, :1]) ** 2).mean()))
+
+
 def test_objectives_by_name():
     batch = Batch(torch.randn(2, 2, 8, 8), torch.ones(2, 1, 8, 8), 0, torch.Generator().manual_seed(0))
 
@@ -201,3 +251,22 @@ def test_objectives_by_name():
     assert torch.equal(built, by_hand)
     with pytest.raises(ValueError, match="unknown objective 'elbo'; known: probabilistic, segmentation"):
         build_objective("elbo")
+
+
+def test_noise_level_loss_is_the_hand_written_one():
+    """Also where the estimate rounds to a state without noise, whose logarithm would be infinite."""
+    seen, found = [], torch.tensor([0.5, 0.9, 0.99, 0.999, 0.25, 1.0])
+
+    def network(x):
+        seen.append(x)
+        return found
+
+    image, mask = torch.randn(6, 2, 5, 4), torch.zeros(6, 1, 5, 4)
+    batch = Batch(image, mask, 0, torch.Generator().manual_seed(7))
+    loss = noise_level_objective(diffusion("eps"), 300)(network, batch)
+    again = torch.Generator().manual_seed(7)
+    abar = cosine_abar(torch.randint(300, (6,), generator=again).numpy() + 1)
+    noise = torch.randn(6, 1, 5, 4, generator=again).numpy()
+    assert torch.equal(seen[0][:, :2], image) and np.allclose(seen[0][:, 2:], np.sqrt(1 - abar) * noise, atol=1e-6)
+    error = np.log(1 - abar.ravel()) - np.log(np.maximum(1 - found.double().numpy(), 2.0**-23))
+    assert loss["train_loss"].item() == pytest.approx(np.mean(error**2), rel=1e-5)
