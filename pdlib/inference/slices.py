@@ -7,12 +7,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdlib.diffusion.codec import Codec
+from pdlib.diffusion.latent import LatentCodec
 from pdlib.diffusion.sampler import Chain, Sampler
 from pdlib.diffusion.steps import CAPTURE_FROM, bucket, bucket_below
 from pdlib.inference.precision import Compute
@@ -98,15 +101,18 @@ def sample_slices(
         image: [N, in, H, W].
         start: what the chain starts from, [1, N, C, H, W] for all members or [E, N, C, H, W].
         streams: [E, N].
-        compute: its precision is that of the last network; the denoiser was prepared for its own.
+        compute: its precision is that of the last network and of an auto-encoder, each of whose halves counts as a
+            network call; the denoiser was prepared for its own. Levels are estimated in float32, each a call as well.
     """
     members, count = streams.keys.shape
     row, member = torch.cartesian_prod(torch.arange(count), torch.arange(members)).unbind(dim=1)
-    calls, device = Calls(on_batch), compute.device
+    calls, device, exact = Calls(on_batch), compute.device, replace(compute, precision="32-true")
 
     def draw(part: Tensor, calls: OnBatch, chain: Chain = sampler.chain) -> Tensor:
         refine = _refined(sampler.refine, start.shape[2], compute, calls)
-        one = replace(sampler, chain=chain, refine=refine)
+        diffusion = replace(sampler.diffusion, codec=counted(sampler.diffusion.codec, compute, calls))
+        levels = sampler.levels and partial(_call, sampler.levels, exact, calls)
+        one = replace(sampler, diffusion=diffusion, chain=chain, refine=refine, levels=levels)
         begun = start[member[part] % len(start), row[part]].to(device)
         own = streams[member[part], row[part]].to(device)
         return one.sample(image[row[part]].to(device), begun, own, on_call=calls)
@@ -117,7 +123,7 @@ def sample_slices(
         _once(sampler.denoiser, key, lambda: draw(part, silent, short))
 
     if device.type == "cuda" and isinstance(sampler.denoiser, PreparedDenoiser):
-        fit = _rows_that_fit(sampler.denoiser, torch.cat([image[:1], start[0, :1]], dim=1).to(device))
+        fit = _rows_that_fit(sampler.denoiser, _first_row(sampler, image[:1].to(device), start[0, :1].to(device)))
         compute = replace(compute, batch_size=bucket_below(min(compute.batch_size, fit)))
     values, seconds = _in_batches(draw, warm_up, len(row), compute, calls)
     values = values.unflatten(0, (count, members)).transpose(0, 1).numpy()
@@ -138,6 +144,14 @@ def _refined(refine: Refine | None, classes: int, compute: Compute, calls: OnBat
     if refine is None:
         return None
     return lambda x: torch.sigmoid(_call(refine, compute, calls, x, classes))
+
+
+def counted(codec: Codec, compute: Compute, on_call: OnBatch) -> Codec:
+    """A codec whose networks, where it has any, run in compute's precision; each call of one is counted."""
+    if not isinstance(codec, LatentCodec):
+        return codec
+    encoder, decoder = (partial(_call, half, compute, on_call) for half in (codec.encoder, codec.decoder))
+    return replace(codec, encoder=encoder, decoder=decoder)
 
 
 def _in_batches(
@@ -194,6 +208,14 @@ def _once(network: object, key: tuple, run: Callable[[], Tensor]) -> None:
 
 def silent(images: int) -> None:
     """Take network calls on images, and show no progress."""
+
+
+def _first_row(sampler: Sampler, image: Tensor, start: Tensor) -> Tensor:
+    """A row of the denoiser's input, [1, image + C, h, w], with nothing diffused: it serves for its shape."""
+    codec = sampler.diffusion.codec
+    state = start if sampler.chain.start == "given" else codec.encode(start)
+    beside = [state] if sampler.chain.rule == "start_matched" else []
+    return torch.cat([codec.image(image), *beside, state], dim=1)
 
 
 def _rows_that_fit(denoiser: PreparedDenoiser, row: Tensor) -> int:
