@@ -93,6 +93,7 @@ REFUSED = [  # changes of the smoke profile, and the lines that refuse them
     ({"comparison": {"t_prime_candidates": [200]}}, "tdpm.t_primes: a generator is needed for .*"),
     ({"sweep": {"t_primes": [50, 2000]}}, "sweep.t_primes: 2000 exceeds chain.paper_steps 1000"),
     ({"truncation": {"t_stops": [250, 2000]}}, "truncation.t_stops: 2000 exceeds chain.paper_steps 1000"),
+    ({"denoiser": {"fit": {"patience": 2}}}, "denoiser.fit: patience 2: wants final_learning_rate equal to .*"),
     ({"denoiser": {"t_max": 21}}, "denoiser: t_max 21 exceeds the schedule's 20 steps"),
     ({"denoiser": {"vlb_weight": 0.1}}, "denoiser.vlb_weight: belongs to wolleb2021 alone"),
     ({"wolleb2021": {"vlb_weight": None}}, "wolleb2021.vlb_weight: belongs to wolleb2021 alone"),

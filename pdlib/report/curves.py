@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pdlib.evaluation.stats import mean_interval
-from pdlib.methods import RULES
 from pdlib.report.style import (
     DOUBLE,
     SINGLE,
@@ -25,8 +24,8 @@ from pdlib.report.style import (
     paper_style,
     scaled_axis,
 )
-from pdlib.report.tables import front_table, select, subject_values
-from pdlib.report.titles import Row, display_name, row_title, rule_title
+from pdlib.report.tables import select, subject_values
+from pdlib.report.titles import Row, display_name, row_title
 
 
 @paper_style
@@ -61,8 +60,12 @@ def data_figure(calibration: pd.DataFrame) -> PaperFigure:
 
 
 @paper_style
-def training_figure(history: pd.DataFrame) -> PaperFigure:
-    """A training's curves, a panel for each metric, and the best validation marked. history: step, metric, value."""
+def training_figure(history: pd.DataFrame, *, steps: int | None = None, min_gain: float = 0.0) -> PaperFigure:
+    """A training's curves, a panel for each metric, with its best validation and, if it ended early, where.
+
+    history: step, metric, value. steps: updates that it might have taken; min_gain: what made a validation the best
+    (see `training.fit.Fit`).
+    """
     metrics = list(history.metric.unique())
     if not metrics:
         raise ValueError("training_figure: no history")
@@ -71,14 +74,26 @@ def training_figure(history: pd.DataFrame) -> PaperFigure:
         curve = history[history.metric == metric].sort_values("step")
         ax.plot(curve.step, curve.value, color="C0")
         if "loss" not in metric and curve.value.notna().any():
-            best = curve.loc[curve.value.idxmax()]
+            best = curve.loc[_kept(curve.value, min_gain)]
             ax.plot(best.step, best.value, "o", color="C1", label=f"best {best.value:.3f} at {best.step:g}")
+            if steps is not None and curve.step.max() < steps:
+                label = f"ended at {curve.step.max():g} of {steps}"
+                ax.axvline(curve.step.max(), color="0.5", linestyle=":", linewidth=0.8, label=label)
             ax.legend(loc="lower right", bbox_to_anchor=(1, 1))  # above the panel: no curve runs there
         elif 0 < 10 * curve.value.min() < curve.value.max():
             ax.set_yscale("log")
         ax.set(xlabel="Update", ylabel=display_name(metric))
         ax.xaxis.set_major_locator(MaxNLocator(5))
     return figure
+
+
+def _kept(scores: pd.Series, min_gain: float) -> object:
+    """The label of the last score that was higher than the best before it by more than min_gain."""
+    scores = scores.dropna()
+    kept = scores.index[0]
+    for label, score in scores.items():
+        kept = label if score > scores[kept] + min_gain else kept
+    return kept
 
 
 @paper_style
@@ -202,37 +217,6 @@ def calls_figure(
         calls_axis(ax, scores.nfe)
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return figure
-
-
-@paper_style
-def solver_figure(scores: pd.DataFrame) -> PaperFigure:
-    """Dice, lesion F1 and uncertainty (rows) against network calls, means over subjects, of each method (columns): a
-    line for each rule, a diamond for a single chain, a ring about the Dice of those on the Pareto front.
-
-    scores: rows of `records.COLUMNS`, of one split.
-    """
-    metrics = ("dice", "lesion_f1", "uncertainty")
-    means = front_table(scores, metrics=metrics)
-    methods, rules = scores.method.unique(), list(dict.fromkeys([*RULES, *scores.rule]))
-    figure = PaperFigure(figsize=(DOUBLE, 5.0))
-    grid = figure.subplots(len(metrics), len(methods), sharex=True, sharey="row", squeeze=False)
-    for metric, line in zip(metrics, grid, strict=True):
-        for method, ax in zip(methods, line, strict=True):
-            mine = means[means.method == method]
-            for rule, rows in mine.groupby("rule"):
-                style = {"marker": "o" if len(rows) > 1 else "D", "color": f"C{rules.index(rule)}"}
-                ax.plot(rows.nfe, rows[metric], markersize=3, label=rule_title(rule), **style)
-            if metric == "dice":
-                best = mine[mine.front]
-                ax.plot(best.nfe, best[metric], "o", markersize=7, markerfacecolor="none", color="0.3", zorder=0)
-                ax.set_title(display_name(method))
-        line[0].set_ylabel(display_name(metric))
-    for ax in grid[-1]:
-        calls_axis(ax, scores.nfe)
-    scaled_axis(grid[-1][0], "Uncertainty (variance)")
-    labelled = {text: handle for ax in grid[0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=len(labelled))
     return figure
 
 

@@ -44,6 +44,8 @@ class Fit:
         validate_every: updates between validations; every one also writes the resumable checkpoint.
         keep_validated: keep the averaged weights of every validation, not of the best alone.
         seed: of initial weights, batches and training noise.
+        patience: end the training at this many validations in a row without a new best; None: never before `steps`.
+        min_gain: a later checkpoint becomes the best if its score is higher by more than this.
     """
 
     steps: int
@@ -58,6 +60,8 @@ class Fit:
     validate_every: int
     keep_validated: bool
     seed: int
+    patience: int | None = None
+    min_gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Training:
         fit: how long and how to train.
         folder: where the weights go; a training that was killed goes on from there.
         card: all that is needed to rebuild and use the network; stored in every weights file.
-        select: the validation's metric that decides which weights are the best: the highest, of equals the earliest.
+        select: the validation's metric that decides which weights are the best: the highest, of equals the earliest
+            (and so of scores within `Fit.min_gain`).
         device: a CPU or a CUDA device.
         precision: "32-true" or "bf16-mixed".
         on_step: called after each update; None shows a progress bar.
@@ -150,6 +155,8 @@ def fit_network(
     bank, losses = bank.to(learner.fabric.device), []
     with _on_step(training, progress.done) as on_step:
         for step in range(progress.done, fit.steps):
+            if progress.has_stalled(fit):
+                break
             losses.append(update(learner, objective, bank.draw(step, learner.fabric.global_rank, fit)))
             on_step(step + 1, losses[-1])
             if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
@@ -190,11 +197,22 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
 
 @dataclass
 class Progress:
-    """How far a training has come: updates done, the history's rows, the best score."""
+    """How far a training has come: updates done, the history's rows, the best score, validations since it."""
 
     done: int = 0
     history: list[dict] = field(default_factory=list)
     best: float | None = None
+    since_best: int = 0
+
+    def gains(self, score: float, fit: Fit) -> bool:
+        """Whether a score is a new best; kept with it. The first one is, whatever it is."""
+        gained = self.best is None or score > self.best + fit.min_gain
+        self.best, self.since_best = (score, 0) if gained else (self.best, self.since_best + 1)
+        return gained
+
+    def has_stalled(self, fit: Fit) -> bool:
+        """Whether the training ends here, before its last update."""
+        return fit.patience is not None and self.since_best >= fit.patience
 
 
 def _mean_losses(losses: list[Losses], learner: Learner, progress: Progress, training: Training) -> dict[str, float]:
@@ -221,13 +239,14 @@ def _keep(scores: dict[str, float], step: int, learner: Learner, progress: Progr
     """Write what a validation leaves behind: its weights if asked for, the best so far, and the checkpoint."""
     progress.done = step
     progress.history += [{"step": step, "metric": metric, "value": value} for metric, value in scores.items()]
+    score = scores[training.select]
+    score = -math.inf if math.isnan(score) else score
+    gained = progress.gains(score, training.fit)
     if learner.fabric.is_global_zero:
-        averaged, score = learner.average.state_dict(), scores[training.select]
+        averaged = learner.average.state_dict()
         if training.fit.keep_validated:
             write_weights(training.folder / f"step_{step:06d}.safetensors", averaged, training.card)
-        score = -math.inf if math.isnan(score) else score
-        if progress.best is None or score > progress.best:
-            progress.best = score
+        if gained:
             about = {"step": step, training.select: score, "finished": False}
             write_weights(training.best, averaged, {**training.card, **about})
         _write_checkpoint(learner, progress, training)
@@ -268,7 +287,7 @@ def resume(learner: Learner, training: Training) -> Progress:
         state.setdefault(int(index), {})[key] = tensor
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return Progress(**{key: stored.card[key] for key in ("done", "history", "best")})
+    return Progress(**{key: stored.card[key] for key in asdict(Progress())})
 
 
 @contextmanager

@@ -58,6 +58,16 @@ def test_training_curve_and_its_best():
     assert (ax.lines[1].get_xdata()[0], ax.lines[1].get_ydata()[0]) == (20, 0.7)
 
 
+def test_a_training_that_ended_early_shows_where_and_which_weights_were_kept():
+    """0.705 is higher, but not by enough to take the place of 0.7."""
+    history = pd.DataFrame({"step": [10, 20, 30], "metric": "dice", "value": [0.2, 0.7, 0.705]})
+    (ax,) = curves.training_figure(history, steps=90, min_gain=0.01).axes
+    assert ax.get_legend_handles_labels()[1] == ["best 0.700 at 20", "ended at 30 of 90"]
+    assert set(ax.lines[2].get_xdata()) == {30}
+    (ax,) = curves.training_figure(history, steps=30, min_gain=0.001).axes
+    assert ax.get_legend_handles_labels()[1] == ["best 0.705 at 30"]
+
+
 @pytest.mark.parametrize(
     ("values", "scale"), [([0.4, 0.3, 0.2], "linear"), ([4, 0.3, 0.2], "log"), ([4, -1, 0], "linear")]
 )
@@ -99,26 +109,6 @@ def test_points_against_calls_are_the_means_given():
     assert first.get_color() == third.get_color() == method_colour("pd_ddpm")
     assert first.get_marker() != third.get_marker(), "a method's second row"
     assert [text.get_text() for text in figure.legends[0].texts] == ["PD-DDPM, DDIM, eta 1", "x0 jump", "PD-DDPM, DDIM"]
-
-
-def test_rules_are_lines_from_each_start_and_the_front_is_ringed():
-    ways = [("pd_ddpm", "ddim_eta_1", 2, 5), ("pd_ddpm", "ddim_eta_1", 3, 7), ("ddpm", "ddim_eta_1", 3, 6)]
-    ways += [("pd_ddpm", "ddpm", 30, 61)]
-    scores = pd.concat(
-        [
-            rows(name, [nfe / 100, nfe / 50], metric, nfe=nfe, rule=rule, calls=calls)
-            for name, rule, calls, nfe in ways
-            for metric in ("dice", "lesion_f1", "uncertainty")
-        ]
-    )
-    figure = curves.solver_figure(scores)
-    first, second = figure.axes[:2]
-    assert [ax.get_title() for ax in (first, second)] == ["PD-DDPM", "DDPM"]
-    lines = {one.get_label(): one for one in first.lines}
-    np.testing.assert_allclose(lines["DDIM, eta 1"].get_xydata(), [[5, 0.075], [7, 0.105]])
-    assert lines["ancestral"].get_marker() == "D"
-    assert second.lines[0].get_color() == lines["DDIM, eta 1"].get_color()
-    np.testing.assert_allclose(first.lines[-1].get_xydata(), [[5, 0.075], [7, 0.105], [61, 0.915]])
 
 
 @pytest.mark.filterwarnings("error")

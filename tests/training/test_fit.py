@@ -294,6 +294,49 @@ def test_the_best_is_the_highest_and_of_equals_the_first(tmp_path, scores, kept)
     assert history[history.metric == "score"].value.tolist() == scores
 
 
+STALLING = [0.2, 0.5, 0.5005, 0.4, math.nan, 0.9]  # of the validations of a training: the fifth ends it
+
+
+def stalling(folder, *, death=None, scores=STALLING, **changes):
+    """A training with a validation an update that ends at three without a gain of over 0.001."""
+    plan = replace(PLAN, steps=len(scores), validate_every=1, patience=3, min_gain=0.001, **changes)
+    done = len(list(folder.glob("step_*")))
+    given = iter(scores[done:])
+    history = fit_small(folder, plan=plan, validate=lambda network: {"score": next(given)}, on_step=death or silent)
+    return history[history.metric == "score"].value.tolist(), Weights.read(folder / "best.safetensors").card
+
+
+def test_a_training_ends_where_its_score_has_stopped_rising(tmp_path):
+    """A gain within min_gain and a score that is not a number count as none; what comes later is not looked at."""
+    scores, card = stalling(tmp_path)
+    assert scores == pytest.approx(STALLING[:5], nan_ok=True)
+    assert (card["step"], card["score"], card["finished"]) == (2, 0.5, True)
+
+
+def test_small_gains_add_up(tmp_path):
+    """Each is compared with the best, not with the score before."""
+    creeping = [0.5, 0.5006, 0.5012, 0.5018, 0.5024, 0.503]
+    assert stalling(tmp_path, scores=creeping)[0] == creeping
+    assert Weights.read(tmp_path / "best.safetensors").card["step"] == 5
+
+
+@pytest.mark.parametrize("kill", [1, 3, 5], ids=["before it stalls", "while it stalls", "at its end"])
+def test_a_killed_training_ends_at_the_same_validation(tmp_path, kill):
+    whole, card = stalling(tmp_path / "whole")
+    with pytest.raises(Killed):
+        stalling(tmp_path / "killed", death=kill_after(kill))
+    resumed, again = stalling(tmp_path / "killed")
+    assert resumed == pytest.approx(whole, nan_ok=True) and again == card
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_training_that_has_stalled_is_not_gone_on_with(tmp_path):
+    whole, _ = stalling(tmp_path)
+    before = contents(tmp_path)
+    assert stalling(tmp_path, death=kill_after(6))[0] == pytest.approx(whole, nan_ok=True)
+    assert contents(tmp_path) == before
+
+
 def test_only_the_best_is_kept_unless_asked(tmp_path):
     fit_small(tmp_path, plan=replace(PLAN, keep_validated=False))
     assert sorted(contents(tmp_path)) == ["best.safetensors", "last.safetensors"]
