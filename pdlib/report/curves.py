@@ -24,8 +24,8 @@ from pdlib.report.style import (
     paper_style,
     scaled_axis,
 )
-from pdlib.report.tables import select, subject_values
 from pdlib.report.titles import Row, display_name, row_title
+from pdlib.report.values import select, subject_values
 
 
 @paper_style

@@ -7,8 +7,8 @@ import pandas as pd
 
 from pdlib.evaluation.stats import holm, mean_interval, paired_comparison
 from pdlib.methods import CHAIN
-from pdlib.report.tables import select, subject_values
 from pdlib.report.titles import Row
+from pdlib.report.values import select, subject_values
 
 TABLES = (
     "table1_scores",

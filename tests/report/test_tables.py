@@ -10,6 +10,7 @@ from pdlib.evaluation.records import read_table
 from pdlib.evaluation.stats import holm, paired_comparison
 from pdlib.methods import preseg_starts
 from pdlib.report import tables
+from pdlib.report.values import missed_starts
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 HOW = {"baseline": {"method": "pd_ddpm"}, "metrics": ["dice"], "interval": INTERVAL}
@@ -59,10 +60,55 @@ def test_scores_without_a_cost_have_none_in_the_table(scores):
     pd.testing.assert_frame_equal(without, with_cost.drop(columns=["nfe", "seconds"]))
 
 
-def test_table1_counts_a_subject_that_a_method_lacks(scores):
+def test_rows_tested_on_some_subjects_are_compared_on_those(scores):
+    """Of U-Net's subjects 1 to 7 the last is undefined; what it was not tested on is neither missing nor undefined."""
     scores = scores[(scores.method != "unet") | (scores.subject != "Utrecht/0")]
-    table = tables.table1(scores, rows=named("unet"), **HOW)
-    assert (table.dice_undefined[0], table.dice_difference_undefined[0]) == (2, 2)
+    table = tables.table1(scores, rows=named("unet", "pd_ddpm"), **HOW)
+    assert table.n.tolist() == [7, 8] and table.dice_difference_n[0] == 7
+    assert (table.dice_undefined[0], table.dice_difference_undefined[0]) == (1, 1)
+    ours, theirs = (values(scores, method) for method in ("unet", "pd_ddpm"))
+    assert table.dice_difference[0] == pytest.approx(np.mean(ours[:6] - theirs[1:7]))
+    assert table.dice_difference_median[0] == pytest.approx(np.median(ours[:6] - theirs[1:7]))
+    assert table.dice[1] == pytest.approx(theirs.mean()), "a row's mean is over its own subjects"
+    back = tables.table1(scores, rows=named("pd_ddpm"), **HOW | {"baseline": {"method": "unet"}})
+    assert back.dice_difference[0] == pytest.approx(-table.dice_difference[0])
+    assert "(n = 7), 1 undefined" in tables.table_markdown(back, "Table 1").splitlines()[4]
+    lacking = scores[(scores.method != "unet") | (scores.subject != "Utrecht/1") | (scores.metric != "dice")]
+    assert tables.table1(lacking, rows=named("unet"), **HOW).n[0] == 6
+
+
+def test_intervals_resample_the_trainings(scores):
+    seeds = scores.subject.map({f"Utrecht/{i}": i // 4 for i in range(8)})
+    table = tables.table1(scores.assign(seed=seeds), rows=named("attention_unet"), **HOW)
+    ours, theirs = (values(scores, method) for method in ("attention_unet", "pd_ddpm"))
+    pair = paired_comparison(ours, theirs, **INTERVAL, groups=[0] * 4 + [1] * 4)
+    assert (table.dice_difference_low[0], table.dice_difference_high[0]) == (pair["low"], pair["high"])
+    folds = tables.table1(scores.assign(fold=seeds), rows=named("attention_unet"), **HOW)
+    pd.testing.assert_frame_equal(folds, table)
+
+
+def test_a_start_that_finds_no_lesion_is_a_group_of_its_own(scores):
+    """Subject 0: nothing is predicted. Subject 1: all of it is beside the lesions. Subject 2: no lesions, all false."""
+    recall = rows("attention_unet", [0, 0, 1, 1, 1, 1, 1, 0.2], "lesion_recall")
+    missed = missed_starts(pd.concat([scores, recall]), "attention_unet")
+    assert missed == ["Utrecht/0", "Utrecht/1"]
+    table = tables.table1(scores, rows=named("unet", "pd_ddpm"), **HOW, missed=missed)
+    difference = values(scores, "unet") - values(scores, "pd_ddpm")
+    assert table.dice_difference_missed[0] == pytest.approx(difference[:2].mean())
+    assert table.dice_difference_rest[0] == pytest.approx(difference[2:7].mean())
+    assert (table.dice_difference_missed_n[0], table.dice_difference_rest_n[0]) == (2, 5)
+    head, line = (tables.table_markdown(table, "Table 1").splitlines()[i] for i in (2, 4))
+    assert head.endswith("| p (Holm) | Median Δ | Δ where the start finds no lesion | Δ elsewhere |")
+    assert line.endswith(f"{difference[:2].mean():+.3f} (n = 2) | {difference[2:7].mean():+.3f} (n = 5) |")
+    none = tables.table1(scores, rows=named("unet"), **HOW, missed=[])
+    assert (none.dice_difference_missed_n[0], none.dice_difference_rest_n[0]) == (0, 7)
+    assert "elsewhere" not in tables.table_markdown(none, "Table 1")
+
+
+def test_a_subject_belongs_to_one_training(scores):
+    twice = pd.concat([scores, rows("unet", [0.5], seed=9)])
+    with pytest.raises(ValueError, match="Utrecht/0: segmented under several seeds"):
+        tables.table1(twice, rows=named("unet"), **HOW)
 
 
 def test_rows_are_told_apart_by_columns_and_titled_by_them():
@@ -145,6 +191,9 @@ def test_site_table_is_the_mean_of_each_site():
     table = tables.site_table(pd.concat(parts), rows=named("pd_ddpm", "unet"))
     assert list(table) == ["method", "GE3T (n = 2)", "Utrecht (n = 3)"] and list(table.method) == ["pd_ddpm", "unet"]
     np.testing.assert_allclose(table.iloc[:, 1:].astype(float), [[0.7, 0.6], [0.6, 0.5]])
+    fewer = pd.concat(parts).query("method != 'unet' or subject != 'Utrecht/4'")
+    table = tables.site_table(fewer, rows=named("pd_ddpm", "unet"))
+    assert list(table)[1:] == ["GE3T (n = 2)", "Utrecht (n = 2 or 3)"] and table.iloc[1, 2] == pytest.approx(0.3)
 
 
 def test_markdown_says_what_is_undefined(scores):
