@@ -1,0 +1,43 @@
+"""Figures of fewer calls and of noise levels show the numbers that they are given."""
+
+import numpy as np
+import pandas as pd
+from conftest import rows
+
+from pdlib.report.fewer import fewer_figure
+from pdlib.report.levels import levels_figure
+from pdlib.report.style import method_colour
+
+
+def test_methods_are_colours_rules_markers_and_the_front_is_ringed():
+    ways = [("pd_ddpm", "ddim_eta_1", 2, 5), ("pd_ddpm", "ddim_eta_1", 3, 7), ("ddpm", "ddim_eta_1", 3, 6)]
+    ways += [("pd_ddpm", "ddpm", 30, 61), ("refiner", "ddim_eta_1", 0, 2)]
+    scores = pd.concat(
+        [
+            rows(name, [nfe / 100, nfe / 50], metric, nfe=nfe, rule=rule, calls=calls)
+            for name, rule, calls, nfe in ways
+            for metric in ("dice", "uncertainty")
+            if not (name == "refiner" and metric == "uncertainty")
+        ]
+    )
+    figure = fewer_figure(scores, metrics=["dice", "uncertainty"])
+    dice, spread = figure.axes
+    points = {(line.get_color(), line.get_marker()): line.get_xydata() for line in dice.lines}
+    markers = {line.get_marker() for line in dice.lines if line.get_color() == method_colour("pd_ddpm")}
+    assert len(markers) == 2, "two rules of one method"
+    pd_ddpm = next(line for line in dice.lines if len(line.get_xdata()) == 2)
+    np.testing.assert_allclose(pd_ddpm.get_xydata(), [[5, 0.075], [7, 0.105]])
+    assert points[method_colour("ddpm"), pd_ddpm.get_marker()].tolist() == [[6, 0.09]], "the same rule"
+    np.testing.assert_allclose(dice.lines[-1].get_xdata(), [2, 5, 6, 7, 61])
+    assert not any(len(line.get_xdata()) for line in spread.lines if line.get_color() == method_colour("refiner"))
+
+
+def test_levels_are_drawn_as_errors_and_calls_as_indices():
+    found = pd.DataFrame(
+        {"estimator": "network", "mask": "reference", "t": [4, 4, 9, 9], "index": [4, 6, 8, 8]},
+    )
+    visited = {"network": np.array([[9, 5, 0], [8, 4, 0]])}
+    left, right = levels_figure(found, visited, [9, 4, 0]).axes
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [[5, 1], [10, -1]])
+    assert right.lines[0].get_ydata().tolist() == [10, 5, 1]
+    assert right.lines[1].get_ydata().tolist() == [10, 6, 1, 9, 5, 1]
