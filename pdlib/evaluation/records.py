@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from itertools import count, takewhile
 from pathlib import Path
 from types import MappingProxyType
 
@@ -38,7 +39,10 @@ TEXT = ("method", "start", "rule", "subject", "site", "split", "metric", "unit")
 WHOLE = ("calls", "fold", "seed", "t_prime", "t_stop", "ensemble_size", "nfe")
 OPTIONAL = {"start": "", "rule": "", "seconds": math.nan}
 OPTIONAL |= dict.fromkeys(("calls", "t_prime", "t_stop", "ensemble_size", "nfe"))
-KEY = tuple(column for column in COLUMNS if column not in ("seconds", "value", "unit"))
+SCORE = ("metric", "value", "unit")  # one column a metric on disk, where all scores of a subject by a row are a line
+LINE = tuple(column for column in COLUMNS if column not in SCORE)
+NOTHING, UNDEFINED = "", "nan"  # on disk: the row does not have that metric; it has, and its value is NaN
+LARGEST = 200_000  # characters of a file; what a table has more goes on in <name>.2.csv, <name>.3.csv, ...
 UNITS = {
     "dice": "1",
     "jaccard": "1",
@@ -89,35 +93,41 @@ def write_table(path: str | os.PathLike, frame: pd.DataFrame, stamp: Mapping) ->
     computed from the table in memory has to stand on this one.
 
     Known columns come first in the order of COLUMNS, the others by name; floats keep six significant digits, NaN is an
-    empty field. Score rows (all of COLUMNS) are sorted, so that jobs finishing in another order write the same bytes;
-    other tables keep their order. Each file appears whole or not at all. OSError names the file.
+    empty field. Score rows (all of COLUMNS) are sorted, so that jobs finishing in another order write the same bytes,
+    and a metric is a column of the file; other tables keep their order. A table of more than LARGEST characters is cut
+    into several files, each with the header. Each file appears whole or not at all. OSError names the file.
     """
     path = Path(path)
     known = [column for column in COLUMNS if column in frame]
     frame = _typed(frame.reset_index(drop=True))[known + sorted(set(frame) - set(known))]
+    kept = frame
     if _are_scores(frame):
-        frame = frame.sort_values(list(KEY), kind="stable")
-    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_whole(path, text)
-    write_whole(_stamp_path(path), json.dumps({**stamp, "sha256": _sha256(text)}, indent=2, sort_keys=True) + "\n")
+        frame, kept = _wide(frame)
+    texts = _cut(kept.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    for number, text in enumerate(texts, start=1):
+        write_whole(_file(path, number), text)
+    for stale in _files(path)[len(texts) :]:
+        stale.unlink()
+    stamped = {**stamp, "sha256": _sha256("".join(texts))}
+    write_whole(_stamp_path(path), json.dumps(stamped, indent=2, sort_keys=True) + "\n")
     return read_table(path).set_axis(frame.index).sort_index()
 
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
     """Read a table that `write_table` wrote, with the same column types. ValueError: no such table, or no CSV."""
     try:
-        text_columns = dict.fromkeys(TEXT, str)
-        frame = pd.read_csv(path, dtype=text_columns, keep_default_na=False, na_values=_numbers_only(path))
+        parts = [_read_csv(file) for file in _files(Path(path)) or [path]]
+        frame = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+        return _typed(_long(frame) if {*LINE} <= {*frame} and not {*SCORE} & {*frame} else frame)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path}: not a readable table ({error})") from error
-    return _typed(frame)
 
 
 def read_stamp(path: str | os.PathLike) -> dict:
     """The stamp of the table at path. ValueError: none there, or the table is not the one that was stamped."""
     try:
         stamp = json.loads(_stamp_path(Path(path)).read_text(encoding="utf-8"))
-        text = Path(path).read_text(encoding="utf-8")
+        text = "".join(file.read_text(encoding="utf-8") for file in _files(Path(path)) or [Path(path)])
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable stamp ({error})") from error
     if stamp.get("sha256") != _sha256(text):
@@ -207,9 +217,61 @@ def _are_scores(frame: pd.DataFrame) -> bool:
     return set(COLUMNS) <= set(frame)
 
 
-def _numbers_only(path: str | os.PathLike) -> dict[str, list[str]]:
+def _wide(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score rows in the order of the disk, and as they stand there: a line for each row of LINE, a column a metric."""
+    if strange := sorted(set(frame.metric) - set(UNITS)):
+        raise ValueError(f"{strange[0]}: a metric without a unit (known: {', '.join(UNITS)})")
+    about = [column for column in frame if column not in SCORE]
+    first = [*(column for column in about if column != "seconds"), "seconds"]  # seconds are no part of what a row is
+    again = frame.groupby([*about, "metric"], dropna=False).cumcount().rename("again")  # of the same score, given twice
+    frame = frame.join(again).sort_values([*first, "again", "metric"], kind="stable")
+    line = frame.groupby([*about, "again"], dropna=False, sort=False).ngroup()
+    cells = frame.assign(line=line, value=[f"{value:.6g}" for value in frame.value])
+    scores = cells.pivot(index="line", columns="metric", values="value").fillna(NOTHING)
+    lines = frame.loc[~line.duplicated(), about].reset_index(drop=True)
+    return frame.drop(columns="again"), lines.join(scores[[metric for metric in UNITS if metric in scores]])
+
+
+def _long(lines: pd.DataFrame) -> pd.DataFrame:
+    """Score rows as `score_rows` gives them, from lines as they stand on disk."""
+    metrics = sorted(column for column in lines if column in UNITS)
+    cells, about = lines[metrics].to_numpy(dtype=str), lines.drop(columns=metrics)
+    line, column = (cells != NOTHING).nonzero()
+    frame = about.iloc[line].reset_index(drop=True)
+    frame["metric"] = [metrics[i] for i in column]
+    frame["value"] = cells[line, column].astype(float)
+    frame["unit"] = [UNITS[metrics[i]] for i in column]
+    return frame[[*COLUMNS, *(column for column in about if column not in COLUMNS)]]
+
+
+def _read_csv(path: str | os.PathLike) -> pd.DataFrame:
     """An empty field is NaN in a column of numbers; in a column of text it is text, and so is "NA"."""
-    return {column: [""] for column in pd.read_csv(path, nrows=0).columns if column not in TEXT}
+    columns = pd.read_csv(path, nrows=0).columns
+    text = {column for column in columns if column in TEXT}
+    if {*LINE} <= {*columns}:
+        text |= {column for column in columns if column in UNITS}
+    numbers = {column: [""] for column in columns if column not in text}
+    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=numbers)
+
+
+def _cut(text: str) -> list[str]:
+    """A CSV text as texts of at most LARGEST characters, or a line, each with the header."""
+    header, *lines = text.splitlines(keepends=True)
+    texts = [header]
+    for line in lines:
+        if len(texts[-1]) + len(line) > LARGEST and texts[-1] != header:
+            texts.append(header)
+        texts[-1] += line
+    return texts
+
+
+def _file(path: Path, number: int) -> Path:
+    return path if number == 1 else path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of the table at path, in order; none where it is not there."""
+    return list(takewhile(Path.exists, (_file(path, number) for number in count(1))))
 
 
 def _stamp_path(path: Path) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pdlib.evaluation import records
 from pdlib.evaluation.metrics import score_volume
 from pdlib.evaluation.records import COLUMNS, data_fingerprint, read_stamp, read_table, score_rows, stamp, write_table
 
@@ -82,6 +83,72 @@ def test_what_goes_on_in_memory_is_what_was_kept_in_the_order_given(tmp_path):
     kept = write_table(tmp_path / "a.csv", given, STAMP)
     assert kept.index.tolist() == [0, 1, 2, 3] and kept.subject.tolist() == given.subject.tolist()
     assert kept[kept.metric == "dice"].value.tolist() == [0.123457, 0.123457]
+
+
+# Score rows on disk: a line for each subject by a row, a column for each metric.
+def test_a_score_that_is_undefined_is_no_score_that_there_is_not(tmp_path):
+    about = {"fold": 0, "seed": 1, "subject": "Utrecht/7", "site": "Utrecht", "split": "test"}
+    one = score_rows({"hd95_mm": np.nan, "dice": 1 / 3}, method="pd_ddpm", **about)
+    other = score_rows({"dice": np.nan, "uncertainty": 1.5e-7}, method="unet", **about)
+    back = write_table(tmp_path / "a.csv", pd.concat([one, other], ignore_index=True), STAMP)
+    assert (tmp_path / "a.csv").read_text().splitlines() == [
+        "method,start,rule,calls,fold,seed,subject,site,split,t_prime,t_stop,ensemble_size,nfe,seconds,"
+        "dice,hd95_mm,uncertainty",
+        "pd_ddpm,,,,0,1,Utrecht/7,Utrecht,test,,,,,,0.333333,nan,",
+        "unet,,,,0,1,Utrecht/7,Utrecht,test,,,,,,nan,,1.5e-07",
+    ]
+    assert list(zip(back.method, back.metric, back.unit, strict=True)) == [
+        *(("pd_ddpm", "hd95_mm", "mm"), ("pd_ddpm", "dice", "1")),
+        *(("unet", "dice", "1"), ("unet", "uncertainty", "1")),
+    ]
+    np.testing.assert_array_equal(back.value, [np.nan, 0.333333, np.nan, 1.5e-7])
+    long = "\n".join(["metric,value,unit", "dice,,1"])
+    (tmp_path / "t.csv").write_text(long)
+    assert read_table(tmp_path / "t.csv").value.isna().all(), "a table that has these columns of its own stays one"
+
+
+def drawn(count=300):
+    """Score rows of many kinds, some twice, each with metrics of its own, some of them undefined, in no order."""
+    rng, parts = np.random.default_rng(0), []
+    for _ in range(count):
+        metrics = rng.choice(list(records.UNITS), rng.integers(1, 6), replace=False)
+        values = rng.standard_normal(len(metrics)) * 10.0 ** rng.integers(-9, 9)
+        scores = {metric: float(f"{value:.6g}") for metric, value in zip(metrics, values, strict=True)}
+        scores |= {metrics[0]: np.nan} if rng.random() < 0.3 else {}
+        about = {"fold": 0, "seed": 1, "site": "", "split": "test", "seconds": rng.integers(3) + 0.5}
+        about |= {"subject": f"s/{rng.integers(9)}", "t_prime": None if rng.random() < 0.5 else int(rng.integers(9))}
+        parts.append(score_rows(scores, method="pd_ddpm", **about))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_no_digit_no_type_and_no_row_is_lost(tmp_path):
+    given = drawn()
+    kept = write_table(tmp_path / "a.csv", given, STAMP)
+    pd.testing.assert_frame_equal(kept, given, check_exact=True)
+    again = read_table(tmp_path / "a.csv")
+    assert again.sort_values(["subject", "t_prime"], kind="stable").index.equals(again.index)
+    write_table(tmp_path / "b.csv", again, STAMP)
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+
+
+def test_a_large_table_goes_on_in_further_files(tmp_path, monkeypatch):
+    given = drawn()
+    whole = write_table(tmp_path / "whole.csv", given, STAMP)
+    monkeypatch.setattr(records, "LARGEST", 6000)
+    pd.testing.assert_frame_equal(write_table(tmp_path / "cut.csv", given, STAMP), whole, check_exact=True)
+    files = sorted(tmp_path.glob("cut*.csv"), key=lambda file: (len(file.name), file.name))
+    assert [file.name for file in files] == ["cut.csv", *(f"cut.{number}.csv" for number in range(2, len(files) + 1))]
+    texts = [file.read_text() for file in files]
+    assert len(files) > 3 and max(map(len, texts)) <= 6000 and len({text.splitlines()[0] for text in texts}) == 1
+    assert read_stamp(tmp_path / "cut.csv")["git"] == STAMP["git"]
+    files[-1].rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"cut\.csv: the table was changed"):
+        read_stamp(tmp_path / "cut.csv")
+    (tmp_path / "gone").rename(files[-1])
+    write_table(tmp_path / "cut.csv", given.iloc[:9], STAMP)
+    assert sorted(file.name for file in tmp_path.glob("cut*")) == ["cut.csv", "cut.stamp.json"], (
+        "nothing of before stays"
+    )
 
 
 def test_a_table_of_another_kind_keeps_its_order(tmp_path):
