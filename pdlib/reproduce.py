@@ -56,6 +56,7 @@ class Asked:
         data = _folder("DATA", given["DATA"])
         if data and not os.path.isdir(data):
             raise ValueError(f"DATA={given['DATA']}: no such folder")
+        profile.repeats.require_phantom(data)
         out = Path(_folder("OUT", given["OUT_FOLDER"] or (REAL_DATA if data else ".")))
         _require_writable(out)
         return cls(
@@ -81,8 +82,10 @@ KEYS = ("PROFILE", "FOLDS", "DATA", "OUT_FOLDER", "CHANGES", "CORES", "TARGETS",
 def chosen_folds(profile: Profile, asked: str) -> list[int]:
     """The test folds that FOLDS asks for: the profile's own where it is empty, "all", or a list such as "0 2".
 
-    ValueError for what is no fold of the profile.
+    ValueError for what is no fold of the profile, and for "all" where each fold would test the same further subjects.
     """
+    if asked.strip() == "all" and profile.repeats.further_per_site:
+        raise ValueError(f"FOLDS=all: every fold of profile {profile.name} tests the same further subjects: ask for one")
     known = [str(fold) for fold in range(profile.data.folds)]
     folds = known if asked.strip() == "all" else asked.split() or [str(profile.fold)]
     if unknown := [fold for fold in folds if fold not in known]:

@@ -13,8 +13,11 @@ def pool(scores: Mapping[int, pd.DataFrame], folds: pd.DataFrame) -> pd.DataFram
     """Score rows of several test folds as one table; a split keeps its rows apart, as in each fold.
 
     scores: rows of `records.COLUMNS` by test fold; folds: the table of `make_folds`. ValueError where the rows of a
-    split are not those of all its subjects, and of no other, or name another fold.
+    split are not those of all its subjects, and of no other, or name another fold; and where the table has further
+    subjects.
     """
+    if "part" in folds:
+        raise ValueError("further subjects are tested by every fold: pooled they would count several times")
     for fold, rows in scores.items():
         parts = split_subjects(folds, test_fold=fold)
         for split, mine in rows.groupby("split"):
@@ -25,12 +28,12 @@ def pool(scores: Mapping[int, pd.DataFrame], folds: pd.DataFrame) -> pd.DataFram
 
 def saw_only_their_own(run: Run) -> pd.DataFrame:
     """The networks of a run's fold (columns fold, network), whether each names the fold's training and validation
-    subjects as its own ("own subjects"), and how many subjects of the test fold it has seen ("crossed").
+    subjects as its own ("own subjects"), and how many of those that it is tested on it has seen ("crossed").
     """
     found = []
     for path in sorted(run.place.trained.weights("").glob("*/best.safetensors")):
         saw = load_weights(path).card["data"]
         own = all(saw[split] == run.subjects(split) for split in ("train", "validation"))
-        crossed = {*saw["train"], *saw["validation"]} & {*run.subjects("test")}
+        crossed = {*saw["train"], *saw["validation"]} & {*run.subjects("key")}
         found.append({"fold": run.fold, "network": path.parent.name, "own subjects": own, "crossed": len(crossed)})
     return pd.DataFrame(found)

@@ -10,7 +10,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from pdlib.data import phantom
+from pdlib.data import folds, phantom
 from pdlib.data.wmh import Volume
 from pdlib.evaluation import records
 from pdlib.inference.precision import fast_precision
@@ -18,31 +18,54 @@ from pdlib.paths import CONFIGS, ROOT, Layout, write_whole
 from pdlib.profiles import Profile
 
 RECIPE = CONFIGS / "phantom.yaml"
+FURTHER = "further"  # the folder of the subjects that no fold holds, and so the first part of their names
 BRIGHT = np.linspace(0.8, 0.999, 30)  # quantiles of the brain's FLAIR that an oracle's threshold is looked for at
 
 
 def phantom_folder(place: Layout, profile: Profile) -> Path:
     """Where a profile's phantom lies: another place for every other recipe."""
-    described = json.dumps([_recipe()["phantom"], _settings(profile)], sort_keys=True)
+    described = [_recipe()["phantom"], _settings(profile), *([_further(profile)] if _has_further(profile) else [])]
+    described = json.dumps(described, sort_keys=True)
     return place.trained.shared.runs / f"phantom-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 
 def data_root(place: Layout, profile: Profile, data: str) -> str:
-    """The folder of the cases, absolute, for other notebooks run elsewhere: data, or where it is "" the phantom."""
+    """The folder of the cases, absolute, for other notebooks run elsewhere: data, or where it is "" the phantom.
+
+    ProfileError for a folder of cases where the profile tests further subjects.
+    """
+    profile.repeats.require_phantom(data)
     return str(Path(data).resolve()) if data else str(phantom_folder(place, profile))
 
 
 def write_phantom(root: Path | str, profile: Profile) -> None:
-    """Write a profile's phantom; cases that are complete stay."""
+    """Write a profile's phantom, and its further subjects into a folder of their own; cases that are complete stay."""
+    parts = {Path(root): _settings(profile)}
+    if _has_further(profile):  # first, so that the table at the root tells of all
+        parts = {Path(root) / FURTHER: _further(profile)} | parts
     recipe = _recipe()["phantom"]
-    with tqdm(total=profile.data.cases_per_site * len(recipe["sites"]), unit="case") as bar:
-        phantom.write_phantom(
-            root,
-            **_settings(profile),
-            parameters=recipe,
-            workers=profile.machine.workers,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
+    total = sum(settings["cases_per_site"] for settings in parts.values()) * len(recipe["sites"])
+    with tqdm(total=total, unit="case") as bar:
+        for folder, settings in parts.items():
+            before, how = bar.n, {"parameters": recipe, "workers": profile.machine.workers}
+            phantom.write_phantom(
+                folder, **settings, **how, progress=lambda done, of, before=before: bar.update(before + done - bar.n)
+            )
+
+
+def subject_table(cases: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Who is trained on, validated and tested: DataFrame[subject, site, lesion_ml] -> the table that `Run` reads."""
+    if not _has_further(profile):
+        return folds.make_folds(cases, folds=profile.data.folds, seed=profile.seed)
+    repeats, further = profile.repeats, cases["subject"].str.startswith(f"{FURTHER}/")
+    table = folds.make_folds(cases[~further], folds=profile.data.folds, seed=profile.seed)
+    how = {"seeds": repeats.seeds, "others_per_site": repeats.others_per_site, "seed": profile.seed}
+    return folds.with_further(table, cases[further], **how)
+
+
+def sites() -> int:
+    """How many sites the phantom has."""
+    return len(_recipe()["phantom"]["sites"])
 
 
 def calibration(root: Path | str) -> pd.DataFrame:
@@ -91,3 +114,13 @@ def _settings(profile: Profile) -> dict:
         "grid_scale": list(data.grid_scale),
         "label2_fraction": data.label2_fraction,
     }
+
+
+def _has_further(profile: Profile) -> bool:
+    return profile.repeats.further_per_site > 0
+
+
+def _further(profile: Profile) -> dict:
+    """The settings of the further subjects: as the others', with random streams of their own."""
+    seed = int(np.random.SeedSequence(profile.seed, spawn_key=(1,)).generate_state(1)[0])
+    return _settings(profile) | {"cases_per_site": profile.repeats.further_per_site, "seed": seed}
