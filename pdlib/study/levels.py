@@ -25,6 +25,7 @@ from pdlib.training.objectives import noise_level_objective
 
 NAME = "noise_level"  # of the training
 WATCHED_INDICES = 8  # of the chain, at which a training is validated
+READ_INDICES = 10  # at which notebook 18 compares estimators
 Estimator = Callable[[Tensor], Tensor]  # [image, x_t] [N, in + 1, H, W] -> alphas_cumprod [N]
 
 
