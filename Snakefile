@@ -55,7 +55,8 @@ def outputs(job):
     """What a job leaves behind beside its mark and its executed notebook."""
     notebook, _, what = job.partition(".")
     if what and notebook in REPEATED_TRAININGS:
-        return trainings(REPEATED_TRAININGS[notebook].format(what))
+        name = REPEATED_TRAININGS[notebook].format(what)
+        return trainings(name, *([f"{name}_validation"] if notebook == "16_start_matched" else []))
     return {
         "01_prepare_data": [str(PLACE.cases), str(PLACE.folds)],
         "12_wolleb2021": trainings("wolleb2021", "wolleb2021_rules"),
@@ -63,9 +64,9 @@ def outputs(job):
         + tables("table1", "table1_by_site")
         + results("table1_scores"),
         "05_sweep_t_prime": pictures("fig3") + results("t_prime_scores"),
-        "06_ensemble_size": pictures("fig4", "agreement")
+        "06_ensemble_size": pictures("fig4", "agreement", "spread")
         + tables("agreement")
-        + results("ensemble_scores", "agreement_scores"),
+        + results("ensemble_scores", "agreement_scores", "spread"),
         "07_preseg_accuracy": tables("table2") + results("preseg_scores", "preseg_checkpoints"),
         "08_truncate_both_ends": pictures("truncation")
         + tables("truncation")
@@ -74,10 +75,14 @@ def outputs(job):
         "09_read_the_kernels": both(TRAINED.shared.figures, *(f"{n}.{k}" for n in SPEED for k in ("png", "pdf"))),
         "10_fewer_calls": pictures("fewer_calls") + tables("fewer_calls") + results("fewer_calls_scores"),
         "11_claims": tables("claims"),
+        "14_distillation": trainings("distillation", *STUDENTS),
+        "15_latent": trainings("autoencoder", "latent", "latent_ceiling", "latent_starts", "latent_calls"),
+        "18_noise_level": trainings("noise_level", "noise_level_errors", "noise_level_dice"),
         "17_tdpm_generator": trainings("tdpm_states", *(f"tdpm_{t_prime:04d}" for t_prime in OWN.tdpm.t_primes)),
     }.get(job, [])
 
 
+STUDENTS = [f"student_{calls:04d}" for calls in (OWN.distillation.students if OWN.distillation else ())]
 REPEATED_TRAININGS = {  # the training that a job with a dot is, by its notebook
     "02_train_segmenters": "{}",
     "03_train_ddpm": "denoiser_{}",

@@ -1,7 +1,8 @@
 """A profile: every setting of a run as one typed, frozen object, read from configs/.
 
-`paper.yaml` is whole; another profile lists only where it departs from it, and `changes` depart from that again. A
-wrong key, type or range is refused with the path of the setting and the choices there are.
+`paper.yaml` is whole; another profile lists only where it departs from it, or from the profile that its `base` names,
+and `changes` depart from that again. A wrong key, type or range is refused with the path of the setting and the choices
+there are.
 """
 
 import json
@@ -24,7 +25,7 @@ NonNegative = Annotated[StrictFloat, Field(ge=0)]
 Share = Annotated[StrictFloat, Field(ge=0, le=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Norm = Literal["batch", "instance", "group"]
-Rule = Literal["ddpm", "ddim", "dpm_solver"]
+Rule = Literal["ddpm", "ddim", "dpm_solver", "start_matched", "noise_level"]
 Presegmenter = Literal["unet", "attention_unet", "unet_plus_plus", "bayesian_unet", "probabilistic_unet"]
 MethodName = Literal[tuple(METHODS)]
 MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1)]
@@ -86,9 +87,9 @@ class ProbabilisticUNet(PlainUNet):
 
 
 class ConditionalGan(PlainUNet):
-    discriminator_channels: Count
-    discriminator_layers: Count
-    discriminator_norm: Norm
+    noise_scales: Counts  # pixels: how wide each number of a map of Gaussian numbers is, one map each
+    discriminator_channels: Counts
+    discriminator_strides: Counts
 
 
 class GuidedUNet(Section):
@@ -125,6 +126,7 @@ class ProbabilisticObjective(Section):
     name: Literal["probabilistic"]
     beta: NonNegative
     warmup_steps: Count
+    dice_nats: NonNegative  # of a whole Dice loss, a pixel; 0: the authors' bound
 
 
 class Fit(Section):
@@ -139,6 +141,17 @@ class Fit(Section):
     ema_decay: Share
     validate_every: Count
     keep_validated: StrictBool
+    patience: Count | None = None  # validations in a row without a new best that end a training; None: none do
+    min_gain: NonNegative = 0.0  # a later checkpoint becomes the best if its score is higher by more than this
+
+    @model_validator(mode="after")
+    def _may_end_at_any_update(self) -> Self:
+        if self.patience is not None and (self.learning_rate != self.final_learning_rate or not self.ema_decay):
+            raise ValueError(
+                f"patience {self.patience}: wants final_learning_rate equal to learning_rate, and ema_decay above 0: a"
+                " falling rate is still high where a training ends early; averaged weights stand in for its fall"
+            )
+        return self
 
 
 class Segmenters(Section):
@@ -198,9 +211,62 @@ class DenoiserTraining(Section):
         return self
 
 
+class MaskAutoencoder(Section):
+    classes: Count
+    factor: Literal[1, 2, 4]  # between the grids of mask and code
+    latent_channels: Count
+    channels: Counts
+
+
+class AutoencoderTraining(Section):
+    network: MaskAutoencoder
+    positive_weight: Positive  # of a lesion's pixel in the cross-entropy
+    deviation: Positive  # that the codes of the training masks are given in the chain
+    fit: Fit
+
+
+class LatentTraining(Section):
+    autoencoder: AutoencoderTraining
+    network: GuidedUNet  # the denoiser of codes, on the schedule of the masks' denoiser
+    prediction: Literal["eps", "v", "x_start"]
+    fit: Fit
+    validation_subjects: Count
+    calls: Counts  # of the chains that are compared with those of masks, on the validation subjects
+    ensemble_size: Count
+
+    @model_validator(mode="after")
+    def _network_of_the_codes(self) -> Self:
+        if self.network.out_channels != self.autoencoder.network.latent_channels:
+            raise ValueError(
+                f"network.out_channels {self.network.out_channels}: a code has "
+                f"{self.autoencoder.network.latent_channels} channels"
+            )
+        return self
+
+    def require_fit(self, image_channels: int, multiple: int) -> None:
+        """ValueError unless the network takes the image on the codes' grid, and window and crops fall on its grids."""
+        factor = self.autoencoder.network.factor
+        wanted = image_channels * factor**2 + self.network.out_channels
+        if self.network.in_channels != wanted:
+            raise ValueError(
+                f"latent.network.in_channels {self.network.in_channels}: an image of {image_channels} channels and a "
+                f"code of {self.network.out_channels} come to {wanted} at factor {factor}"
+            )
+        coarsest = factor * 2 ** (len(self.network.channel_mult) - 1)
+        for name, size, unit in (
+            ("data.multiple", (multiple,), coarsest),
+            ("latent.fit.crop", self.fit.crop, coarsest),
+            ("latent.autoencoder.fit.crop", self.autoencoder.fit.crop, factor),
+        ):
+            if any(length % unit for length in size):
+                raise ValueError(f"{name} {[*size]}: factor and levels of the latent networks want multiples of {unit}")
+
+
 class TdpmTraining(Section):
     t_primes: Counts
     network: ConditionalGan
+    lesion_share: Share  # of the images of a batch that are crops around a lesion
+    mismatched_steps: Count  # updates in which the discriminator also learns to refuse other images' references
     fit: Fit
 
 
@@ -209,6 +275,68 @@ class RefineTraining(Section):
     objective: SegmentationObjective
     fit: Fit
     validation_subjects: Count
+
+
+class DistillationTraining(Section):
+    calls: Count  # of the first teacher's chain, the trained denoiser's; each student makes half of its teacher's
+    preseg_share: Share  # of the states that are diffused pre-segmentations; the others are diffused references
+    fit: Fit  # of each student
+    validation_subjects: Count
+    ensemble_size: Count  # where students and denoiser are compared on the validation subjects
+
+    @model_validator(mode="after")
+    def _can_be_halved(self) -> Self:
+        if self.calls < 2 or self.calls & (self.calls - 1):
+            raise ValueError(f"calls {self.calls}: a power of two from 2 on, which halves down to 1")
+        if self.fit.ema_decay:
+            raise ValueError(f"fit.ema_decay {self.fit.ema_decay:g}: a student's weights are not averaged")
+        return self
+
+    @property
+    def students(self) -> tuple[int, ...]:
+        """The calls of each student, in the order of their training: 8, 4, 2, 1 after a teacher of 16."""
+        return tuple(self.calls >> k for k in range(1, self.calls.bit_length()))
+
+
+class PresegMixture(Section):
+    """What stands in for out-of-fold pre-segmentations while training: see `corruption.Mixture`."""
+
+    corrupted: Share
+    empty: Share
+    dropped: Share
+    added: Share
+
+    @model_validator(mode="after")
+    def _shares_of_one_whole(self) -> Self:
+        if self.corrupted + self.empty > 1:
+            raise ValueError(f"corrupted {self.corrupted:g} and empty {self.empty:g} are shares of the same images")
+        return self
+
+
+class RefinerTraining(Section):
+    network: AttentionUNet
+    fit: Fit
+
+
+class StartMatchedTraining(Section):
+    network: GuidedUNet  # of x_start from image, pre-segmentation and state, with the denoiser's schedule and masks
+    presegs: PresegMixture
+    fit: Fit
+    halves: Fit  # of the pre-segmenters of half the training subjects, which segment the other half
+    refiner: RefinerTraining  # with the segmenters' objective
+    calls: Counts  # of the chains that are compared on the validation subjects
+    ensemble_size: Count
+
+
+class NoiseLevel(Section):
+    in_channels: Count
+    channels: Counts
+
+
+class NoiseLevelTraining(Section):
+    network: NoiseLevel  # of alphas_cumprod from image and state, at the indices below chain.t_prime
+    fit: Fit
+    calls: Counts  # of the chains that are compared on the validation subjects, one member each
 
 
 class Fundus(Section):
@@ -265,6 +393,7 @@ class ChainSettings(Section):
     rule: Rule
     eta: Share
     convention: Literal["consistent", "official"]
+    spacing: Literal["both_ends", "trailing"]
 
     @model_validator(mode="after")
     def _within_the_chain(self) -> Self:
@@ -274,11 +403,37 @@ class ChainSettings(Section):
         return self
 
 
+class Repeats(Section):
+    """How often the key trainings are repeated, and on whom they are tested: each subject by one of the trainings."""
+
+    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)]  # of pre-segmenter, denoiser and start-matched denoiser
+    further_per_site: Whole  # phantom subjects that are tested instead of the test fold's; 0: that fold's are
+    others_per_site: Count | None  # of them every row is tested on these, key_methods on all; None: every row on all
+    key_methods: tuple[MethodName, ...]
+
+    @model_validator(mode="after")
+    def _can_be_dealt(self) -> Self:
+        if len({*self.seeds}) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)}: each stands there once")
+        if (self.others_per_site or 0) > self.further_per_site:
+            raise ValueError(f"others_per_site {self.others_per_site} exceeds further_per_site {self.further_per_site}")
+        return self
+
+    def require_phantom(self, data: str) -> None:
+        """ProfileError for a folder of cases where further subjects are to be tested: only the phantom has more."""
+        if data and self.further_per_site:
+            raise ProfileError(
+                f"repeats.further_per_site {self.further_per_site}: further subjects are drawn from the phantom, and "
+                f"{data} holds other cases; set it to 0 (others_per_site: null), and the test fold is tested"
+            )
+
+
 class Comparison(Section):
     methods: MethodNames
     presegmenter: Presegmenter
-    deep_ensemble_seeds: Annotated[tuple[Whole, ...], Field(min_length=1)]
+    deep_ensemble_seeds: Annotated[tuple[Whole, ...], Field(min_length=2)]
     t_prime_candidates: Counts  # for rows that choose their own T', on the validation fold
+    calls: dict[ChainName, Count]  # of rows that make another number of calls than the chain's stride gives
 
 
 class Sweep(Section):
@@ -292,6 +447,8 @@ class Members(Section):
     draws: Count
     agreement_methods: MethodNames
     calibration_bins: Count
+    spread_subjects: Count  # validation subjects on which the causes of the members' spread are told apart
+    spread_size: Annotated[StrictInt, Field(ge=2)]  # members of each chain that is tried there
 
     @model_validator(mode="after")
     def _sizes_within_half_the_pool(self) -> Self:
@@ -364,6 +521,7 @@ class Profile(Section):
     changes: dict[str, Any]
     seed: Whole
     fold: Whole
+    repeats: Repeats
     data: Data
     machine: Machine
     ensemble: Ensemble
@@ -373,6 +531,10 @@ class Profile(Section):
     wolleb2021: DenoiserTraining
     tdpm: TdpmTraining
     refine: RefineTraining
+    distillation: DistillationTraining | None  # None: no students, in no notebook
+    latent: LatentTraining | None  # None: no chain of codes, in no notebook
+    start_matched: StartMatchedTraining | None  # None: no such row, nor the refiner
+    noise_level: NoiseLevelTraining | None  # None: no levels are estimated, in no notebook
     fundus: Fundus | None  # None: no photographs in notebook 08
     comparison: Comparison
     sweep: Sweep
@@ -389,6 +551,8 @@ class Profile(Section):
             if wrong := set(METHODS[name].settings) - set(ChainSettings.model_fields):
                 raise ValueError(f"{name}: methods.METHODS fixes {sorted(wrong)}, and no chain has such a setting")
             ChainSettings.model_validate({**self.chain.model_dump(), **METHODS[name].settings})
+        if strange := [name for name in self.repeats.key_methods if name not in self.comparison.methods]:
+            raise ValueError(f"repeats.key_methods: {strange[0]} is no row of comparison.methods")
         if self.fold >= self.data.folds:
             raise ValueError(f"fold {self.fold}: there are folds 0 to {self.data.folds - 1}")
         starts = ("sweep.t_primes", "truncation.t_primes", "tdpm.t_primes", "comparison.t_prime_candidates")
@@ -404,6 +568,42 @@ class Profile(Section):
             learned = noisy.vlb_weight is not None
             if learned != (name == "wolleb2021"):
                 raise ValueError(f"{name}.vlb_weight: belongs to wolleb2021 alone")
+        return self
+
+    @model_validator(mode="after")
+    def _students_can_be_distilled(self) -> Self:
+        if "distilled" in self.rows and self.distillation is None:
+            raise ValueError("distillation: null leaves no networks for the row distilled")
+        if "distilled" in self.rows and self.denoiser.diffusion.prediction == "eps":
+            raise ValueError("denoiser.diffusion.prediction: eps cannot be distilled, v and x_start can")
+        return self
+
+    @model_validator(mode="after")
+    def _chains_start_as_they_were_trained(self) -> Self:
+        rows, denoiser = sorted({"start_matched", "refiner"} & self.rows), self.denoiser.network
+        if rows and self.start_matched is None:
+            raise ValueError(f"start_matched: null leaves no networks for the row {rows[0]}")
+        if "start_matched" in rows and self.chain.convention != "consistent":
+            raise ValueError("chain.convention: a start-matched chain is trained for consistent alone")
+        if self.start_matched is not None:
+            sees, preseg = self.start_matched.network.in_channels, denoiser.out_channels
+            if sees != denoiser.in_channels + preseg:
+                raise ValueError(f"start_matched.network.in_channels {sees}: those of the denoiser and the preseg's")
+        return self
+
+    @model_validator(mode="after")
+    def _codes_fit_the_slices(self) -> Self:
+        if self.latent is None and "latent" in self.rows:
+            raise ValueError("latent: null leaves no networks for the row latent")
+        if self.latent is not None:
+            masks = self.denoiser.network
+            self.latent.require_fit(masks.in_channels - masks.out_channels, self.data.multiple)
+        return self
+
+    @model_validator(mode="after")
+    def _levels_can_be_estimated(self) -> Self:
+        if self.noise_level is None and "noise_level" in self.rows:
+            raise ValueError("noise_level: null leaves no network for the row noise_level")
         return self
 
     @property
@@ -439,16 +639,29 @@ def load_profile(name: str, changes: Mapping[str, Any] | None = None) -> Profile
     changes = dict(changes or {})
     if own := [key for key in ("name", "changes") if key in changes]:
         raise ProfileError(f"profile {name}: {own[0]}: no such setting; choose one of {', '.join(_fields_at([]))}")
-    settings = _read(BASE)
-    if name != BASE:
-        settings = _merged(settings, _read(name))
-    settings = _merged(settings, changes)
+    settings = _merged(_whole(name), changes)
     try:
         return Profile.model_validate({**settings, "name": name, "changes": json.loads(json.dumps(changes))})
     except ValidationError as error:
         raise ProfileError("\n".join(f"profile {name}: {_explained(one)}" for one in error.errors())) from None
     except TypeError as error:
         raise ProfileError(f"profile {name}: changes {changes!r} are not plain settings ({error})") from None
+
+
+def _whole(name: str) -> dict[str, Any]:
+    """The settings of a file in configs/ on those of the profile that it departs from: `base`, if not the paper's.
+
+    A section that the base leaves out departs from the paper's.
+    """
+    settings = _read(name)
+    base = settings.pop("base", None if name == BASE else BASE)
+    if base is None:
+        return settings
+    if base != BASE and (base not in profile_names() or "base" in _read(base)):
+        raise ProfileError(f"profile {name}: base: {base!r}: should be a profile that departs from {BASE} itself")
+    below = _whole(base)
+    taken_up = {name: _read(BASE)[name] for name in settings if name in below and below[name] is None}
+    return _merged(below | taken_up, settings)
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -50,8 +50,8 @@ _READ = {  # the sections of the profile that a notebook reads: its jobs run aga
     "11_claims": ("seed", "comparison.presegmenter", "fewer_calls.few_calls", "statistics"),
     "12_wolleb2021": (*_SAMPLED, "wolleb2021"),
     "14_distillation": (*_SAMPLED, "distillation"),
-    "15_latent": (*_SAMPLED, "latent"),
-    "16_start_matched": (*_SAMPLED, "start_matched"),
+    "15_latent": (*_SAMPLED, "denoiser.diffusion.schedule", "latent"),
+    "16_start_matched": (*_SAMPLED, "denoiser.diffusion", "segmenters.objective", "start_matched"),
     "17_tdpm_generator": (*_SAMPLED, "tdpm"),
     "18_noise_level": (*_SAMPLED, "noise_level"),
     "13_all_folds": (
@@ -91,7 +91,7 @@ def needed(notebook: str, profile: Profile) -> list[str]:
     methods = {
         "04_compare_methods": profile.comparison.methods,
         "05_sweep_t_prime": [CHAIN],
-        "06_ensemble_size": [CHAIN, *profile.members.agreement_methods],
+        "06_ensemble_size": [CHAIN, "ddpm", "deep_ensemble", *profile.members.agreement_methods],
         "07_preseg_accuracy": [CHAIN],
         "08_truncate_both_ends": [CHAIN],
         "10_fewer_calls": profile.fewer_calls.starts,

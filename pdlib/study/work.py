@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from pdlib.diffusion.sampler import Chain
 from pdlib.inference.chains import chain_of
-from pdlib.methods import CHAIN, METHODS, PRESEGMENTER, RULES
+from pdlib.methods import CHAIN, METHODS, PRESEGMENTER
 from pdlib.paths import Layout
 from pdlib.profiles import DenoiserTraining, Fit, Profile
+from pdlib.study.fewer import chain_changes
+from pdlib.study.levels import READ_INDICES, WATCHED_INDICES
+from pdlib.study.preparation import sites
 from pdlib.workflow import graph
 
 Unit = tuple[str, str]  # an "update" or a "call" of a training's network by its name; or a "case", a "score", a "start"
@@ -21,7 +24,7 @@ class Count:
 
     Args:
         profile: every setting.
-        subjects: how many there are in all.
+        subjects: how many there are in all, further ones among them.
         slices: of a subject's brain.
     """
 
@@ -44,27 +47,46 @@ class Count:
             "08_truncate_both_ends": self._truncation,
             "10_fewer_calls": self._fewer_calls,
             "12_wolleb2021": self._wolleb2021,
+            "14_distillation": self._distillation,
+            "15_latent": self._latent,
+            "16_start_matched": self._start_matched,
+            "17_tdpm_generator": self._tdpm,
+            "18_noise_level": self._noise_level,
         }.get(notebook)
         work = Counter({("start", ""): 1})
         return work + count(what) if count else work
 
     def split(self, *splits: str) -> int:
-        """Subjects of "validation" and "test", one fold each."""
-        return len(splits) * round(self.subjects / self.profile.data.folds)
+        """Subjects of "validation", "test" (those that every row is tested on) and "rest" (the key rows alone)."""
+        repeats = self.profile.repeats
+        further = repeats.further_per_site * sites()
+        few = further if repeats.others_per_site is None else repeats.others_per_site * sites()
+        fold = round((self.subjects - further) / self.profile.data.folds)
+        sizes = {"validation": fold, "test": few or fold, "rest": further - few}
+        return sum(sizes[split] for split in splits)
+
+    def tested(self, name: str) -> tuple[str, ...]:
+        """The splits that Table 1 tests a row on."""
+        return ("test", "rest") if name in self.profile.repeats.key_methods else ("test",)
 
     def _data(self, what: str) -> Counter[Unit]:
         return Counter({("case", ""): self.subjects})
 
     def _segmenter(self, what: str) -> Counter[Unit]:
         name, fit = what.rpartition("_")[0], self.profile.segmenters.fit
-        calls = self.slices * (_validations(fit) * self.split("validation") + self.split("validation", "test"))
+        calls = self.slices * (
+            _validations(fit) * self.split("validation") + self.split("validation", *self.tested(name))
+        )
         scores = (_validations(fit) + 1) * self.split("validation")
         return Counter({("update", name): fit.steps, ("call", name): calls, ("score", ""): scores})
 
     def _denoisers(self, what: str) -> Counter[Unit]:
-        profile, work = self.profile, self._noisy("denoiser", self.profile.denoiser, 1)
+        return self._noisy("denoiser", self.profile.denoiser, 1)
+
+    def _tdpm(self, what: str) -> Counter[Unit]:
+        profile, work = self.profile, Counter()
         watched = min(profile.denoiser.validation_subjects, self.split("validation"))
-        for t_prime in profile.tdpm.t_primes if "tdpm" in profile.rows else ():
+        for t_prime in profile.tdpm.t_primes:
             times = _validations(profile.tdpm.fit) * watched
             calls = len(self._chain("tdpm", t_prime=t_prime).indices)
             work[("update", "tdpm")] += profile.tdpm.fit.steps
@@ -88,7 +110,8 @@ class Count:
         for name in compared.methods:
             for candidate in compared.t_prime_candidates if METHODS[name].own_t_prime else ():
                 work += self._row(name, ("validation",), 1, t_prime=candidate)
-            work += self._row(name, ("test",))
+            own = {"calls": compared.calls[name]} if name in compared.calls else {}
+            work += self._row(name, self.tested(name), **own)
         return work
 
     def _sweep(self, what: str) -> Counter[Unit]:
@@ -105,6 +128,11 @@ class Count:
         for name in members.agreement_methods:
             work += self._row(name, ("test",))
         work[("score", "")] += self.split("validation", "test") * len(members.sizes) * members.draws
+        printed, every = self._chain(CHAIN), self._chain(CHAIN, stride=1, calls=None)
+        calls = len(self.profile.comparison.deep_ensemble_seeds) * len(printed.indices)  # of the causes of their spread
+        calls += members.spread_size * sum(len(one.indices) for one in (printed, every, self._chain("ddpm")))
+        subjects = min(members.spread_subjects, self.split("validation"))
+        work[("call", "denoiser")] += subjects * calls * self.slices
         return work
 
     def _preseg(self, what: str) -> Counter[Unit]:
@@ -149,12 +177,78 @@ class Count:
         few, work = self.profile.fewer_calls, Counter()
         for name in [what] if what else few.starts:
             how = ("test",), few.ensemble_size
-            every = {"stride": 1, "rule": "ddpm", "eta": 1.0, "calls": None}
-            work += self._row(name, *how, **every | {"calls": 1})
-            work += self._row(name, *how, **every) if name in few.every_step else Counter()
-            for rule in few.rules:
-                for calls in few.calls if METHODS[name].source else few.noise_calls:
-                    work += self._row(name, *how, rule=RULES[rule].step, eta=RULES[rule].eta, calls=calls)
+            for changes in chain_changes(self.profile, name):
+                work += self._row(name, *how, **changes)
+        return work
+
+    def _distillation(self, what: str) -> Counter[Unit]:
+        settings, work = self.profile.distillation, Counter()
+        train = self.split("validation") * (self.profile.data.folds - 2)
+        work[("call", self.profile.comparison.presegmenter)] = train * self.slices
+        times = _validations(settings.fit) * min(settings.validation_subjects, self.split("validation"))
+        for calls in settings.students:
+            work[("update", "student")] += settings.fit.steps
+            work[("call", "student")] += times * calls * self.slices
+            work[("score", "")] += times
+        step = {"rule": "ddim", "eta": 0.0, "spacing": "trailing"}
+        for calls in (settings.calls, *settings.students):
+            work += self._row(CHAIN, ("validation",), settings.ensemble_size, calls=calls, **step)
+        for calls in settings.students:
+            work += self._row("distilled", ("validation",), settings.ensemble_size, calls=calls)
+        return work
+
+    def _noise_level(self, what: str) -> Counter[Unit]:
+        settings, few = self.profile.noise_level, self.split("validation")
+        t_prime, most = self._chain("noise_level").t_prime, max(settings.calls)
+        watched, read = (min(count, t_prime) for count in (WATCHED_INDICES, READ_INDICES))
+        chains = (sum(settings.calls) + most) * few  # as planned, and from too clean a start
+        read = (_validations(settings.fit) * watched + 2 * read) * few  # references; these and pre-segmentations
+        work = Counter({("update", "noise_level"): settings.fit.steps})
+        work[("call", "noise_level")] = (read + chains + most) * self.slices  # and for the indices visited
+        work[("call", "denoiser")] = (3 * chains + 2 * most) * self.slices  # by network, closed form and plan
+        work[("score", "")] = 3 * few * (len(settings.calls) + 1)
+        return work
+
+    def _latent(self, what: str) -> Counter[Unit]:
+        settings, few = self.profile.latent, self.split("validation")
+        fits = settings.autoencoder.fit, settings.fit
+        looked_at = _validations(fits[0]) + 2  # and for the ceiling, of references and pre-segmentations
+        times = _validations(fits[1]) * min(settings.validation_subjects, few)
+        work = Counter({("update", "autoencoder"): fits[0].steps, ("update", "latent"): fits[1].steps})
+        work[("call", "autoencoder")] = (looked_at * few + times) * self.slices
+        work[("call", "latent")] = times * len(self._chain("ddpm").indices) * self.slices
+        work[("score", "")] = looked_at * few + times
+        for calls in settings.calls:
+            for name in (CHAIN, "latent"):
+                work += self._row(name, ("validation",), settings.ensemble_size, calls=calls)
+        return work
+
+    def _start_matched(self, what: str) -> Counter[Unit]:
+        """The repeat's denoiser; in the first repeat the halves of the pre-segmenter and the refiner as well."""
+        settings, presegmenter = self.profile.start_matched, self.profile.comparison.presegmenter
+        watched, size, few = self.split("validation"), settings.ensemble_size, max(settings.calls)
+        train = watched * (self.profile.data.folds - 2)
+        times = watched * _validations(settings.fit)
+        work = Counter({("update", "start_matched"): settings.fit.steps, ("score", ""): times + 2 * train})
+        work[("call", "start_matched")] = times * len(self._chain("start_matched").indices) * self.slices
+        work[("call", presegmenter)] = 2 * train * self.slices
+        first = int(what) == self.profile.repeats.seeds[0]
+        if first:
+            halves, refined = 2 * _validations(settings.halves), _validations(settings.refiner.fit)
+            work[("update", presegmenter)] += 2 * settings.halves.steps
+            work[("call", presegmenter)] += halves * watched * self.slices
+            work[("update", "refiner")] += settings.refiner.fit.steps
+            work[("call", "refiner")] += refined * watched * self.slices
+            work[("score", "")] += (halves + refined) * watched
+        own, every = "" if first else what, {"stride": 1, "calls": None}
+        for changes in (*({"calls": calls} for calls in settings.calls), every):
+            work += self._row("start_matched", ("validation",), size, start=own, **changes)
+        for changes in ({"calls": few}, every | {"rule": "ddpm"}):
+            work += self._row(CHAIN, ("validation",), size, start=own, **changes)
+        for name in ("start_matched", CHAIN):
+            work += self._row(name, ("validation",), size, start=f"empty{own}", calls=few)
+        for start in (own, f"empty{own}"):
+            work += self._row("refiner", ("validation",), start=start)
         return work
 
     def _chain(self, name: str, **changes) -> Chain:
@@ -180,7 +274,11 @@ class Count:
         fresh = self._fresh(("chain", method.denoiser, method.source, method.mask_only, start, chain), splits, members)
         work[("call", method.denoiser)] += fresh * len(chain.indices) * self.slices
         if chain.t_stop:
-            work[("call", "refine")] += fresh * self.slices
+            work[("call", method.last)] += fresh * self.slices
+        if chain.rule == "noise_level":
+            work[("call", "noise_level")] += fresh * len(chain.indices) * self.slices
+        if method.denoiser == "latent":
+            work[("call", "autoencoder")] += fresh * self.slices  # both halves
         return work
 
     def _draws(self, network: str, splits: Sequence[str], members: int) -> Counter[Unit]:
