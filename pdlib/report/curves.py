@@ -208,7 +208,7 @@ def calls_figure(
         for row in rows:
             mine = select(scores[scores.metric == metric], row)
             mean, calls, method = mean_interval(subject_values(mine), **interval), float(mine.nfe.mean()), row["method"]
-            style = {"fmt": "osD^v"[methods.count(method)], "color": method_colour(method), "label": row_title(row)}
+            style = {"fmt": "osD^v"[methods.count(method) % 5], "color": method_colour(method), "label": row_title(row)}
             x = calls * 1.03 ** drawn.count(calls)
             ax.errorbar(x, mean["mean"], _reach(mean), capsize=2, elinewidth=0.8, **style)
             drawn.append(calls)

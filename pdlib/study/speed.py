@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from pdlib.networks.segmenters import build_segmenter, segmentation_loss
 from pdlib.profiles import DenoiserTraining, Fit, Profile, Section
 from pdlib.training import fit as training
 from pdlib.training import objectives
-from pdlib.training.bank import SliceBank
+from pdlib.training.bank import Batch, SliceBank
 
 PATIENCE = 0.2  # seconds spent on one question, if one answer takes less
 LARGE = 10_000_000  # parameters: a batch of a larger network is judged by a single image, for it may take minutes
@@ -69,6 +69,8 @@ def trials(profile: Profile, head: Head) -> dict[str, Trial]:
     refine = profile.refine
     last = objectives.one_step_objective(diffusion, stop, False, _loss(refine.objective))
     found["refine"] = Trial(_segmenter("attention_unet", refine.network), last, refine.fit, image, state=True)
+    if "distilled" in profile.rows:
+        found["student"] = _student(profile, image)
     if profile.fundus:
         found |= _photographs(profile, stop)
     return found
@@ -89,6 +91,18 @@ def _denoiser(settings: DenoiserTraining, image: tuple[int, int, int]) -> Trial:
         loss = objectives.hybrid_objective(diffusion, settings.t_max, settings.vlb_weight)
     network = settings.network.arguments()
     return Trial(lambda: GuidedUNet(**network), loss, settings.fit, image, diffusion=settings.diffusion.arguments())
+
+
+def _student(profile: Profile, image: tuple[int, int, int]) -> Trial:
+    """A distilled denoiser's; the network is its own teacher here, which takes as long."""
+    about = profile.denoiser.diffusion.arguments()
+    diffusion, network = build_diffusion(**about), profile.denoiser.network.arguments()
+
+    def objective(student: nn.Module, batch: Batch) -> objectives.Losses:
+        loss = objectives.distillation_objective(diffusion, student, (1, 0), profile.distillation.preseg_share)
+        return loss(student, replace(batch, mask=batch.mask.repeat(1, 2, 1, 1)))
+
+    return Trial(lambda: GuidedUNet(**network), objective, profile.distillation.fit, image, diffusion=about)
 
 
 def _photographs(profile: Profile, stop: int) -> dict[str, Trial]:

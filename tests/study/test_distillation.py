@@ -14,6 +14,7 @@ from pdlib.study.comparison import Row
 from pdlib.study.distillation import copy_of, students_slices, train_student
 from pdlib.study.presegs import slices_with_presegs
 from pdlib.study.run import Run
+from pdlib.study.work import works
 
 FIT = {"steps": 2, "batch_size": 2, "crop": [16, 16], "learning_rate": 1e-8, "validate_every": 1}
 SETTINGS = {"distillation": {"calls": 4, "fit": FIT, "validation_subjects": 1}}
@@ -82,3 +83,12 @@ def test_what_cannot_be_distilled_is_refused(changes, told):
 
 def test_students_halve_down_to_one():
     assert load_profile("paper").distillation.students == (8, 4, 2, 1)
+
+
+def test_the_work_of_students_is_counted_by_hand():
+    """Students of 2 and of 1 call; 3 validation subjects, 2 of them watched at 2 validations; 2 members in the end."""
+    work = works(load_profile("smoke", ROW), subjects=15, slices=6)["14_distillation"]
+    assert work[("update", "student")] == 2 * 40 and work[("call", "attention_unet")] == 9 * 6
+    assert work[("call", "student")] == (2 * 2 + 3 * 2) * (2 + 1) * 6
+    assert work[("call", "denoiser")] == 3 * 2 * (4 + 2 + 1) * 6
+    assert work[("score", "")] == 2 * 2 * 2 + 3 * (3 + 2)
