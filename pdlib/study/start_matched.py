@@ -1,0 +1,155 @@
+"""Start-matched PD-DDPM: two half pre-segmenters, the pre-segmentations to train on, the denoiser and its control."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from pdlib.diffusion.sampler import Sampler, build_diffusion
+from pdlib.diffusion.schedule import scale_t_prime
+from pdlib.inference.chains import chain_of
+from pdlib.inference.slices import Refine
+from pdlib.methods import METHODS
+from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.segmenters import build_segmenter, segmentation_loss
+from pdlib.profiles import DenoiserTraining
+from pdlib.study import trainings
+from pdlib.study.comparison import seeded_name
+from pdlib.study.members import starts
+from pdlib.study.run import Run
+from pdlib.study.validation import sampled_dice, segmenter_dice
+from pdlib.training.bank import SliceBank
+from pdlib.training.corruption import Mixture
+from pdlib.training.fit import fit_network
+from pdlib.training.objectives import build_objective, refiner_objective, start_matched_objective
+
+HALVES = (0, 1)
+REFINER = "refiner"
+
+
+def half_of(run: Run, half: int) -> list[str]:
+    """Half of the training subjects: those of a site in order of lesion volume, dealt in pairs of alternating order."""
+    subjects = pd.DataFrame({"subject": run.subjects("train")})
+    subjects["site"] = [run.site(subject) for subject in subjects.subject]
+    subjects["lesion_ml"] = [run.volume(subject).lesion_ml for subject in subjects.subject]
+    ordered = subjects.sort_values(["site", "lesion_ml", "subject"], ignore_index=True)
+    place = ordered.groupby("site").cumcount()  # 0 1 1 0 0 1 1 0 ...
+    return sorted(ordered.subject[(place + place // 2) % 2 == half])
+
+
+def half_name(run: Run, half: int) -> str:
+    """The training of a half's pre-segmenter."""
+    return f"{run.profile.comparison.presegmenter}_half_{half}"
+
+
+def train_half(run: Run, half: int) -> pd.DataFrame:
+    """Train the pre-segmenter on half of the training subjects, chosen as the whole one is; returns its history."""
+    segmenters, name = run.profile.segmenters, run.profile.comparison.presegmenter
+    network = {"name": name, **segmenters.network(name).arguments()}
+    objective, subjects = segmenters.objective_of(name).arguments(), half_of(run, half)
+    card = {"kind": "segmenter", "network": network, "objective": objective, "half": subjects}
+    return fit_network(
+        trainings.seeded(build_segmenter, run.seed, **network),
+        build_objective(**objective),
+        run.training_slices(subjects),
+        lambda average: segmenter_dice(run, average),
+        trainings.training(run, half_name(run, half), run.profile.start_matched.halves, card),
+    )
+
+
+def out_of_fold(run: Run) -> dict[str, np.ndarray]:
+    """The hard pre-segmentation [Z, Y, X] of each training subject by the half network that has not seen it.
+
+    ValueError where both have seen a subject.
+    """
+    halves = [run.weights(half_name(run, half)) for half in HALVES]
+    found = {}
+    for subject in run.subjects("train"):
+        unseen = [half for half in halves if subject not in half.card["half"]]
+        if not unseen:
+            raise ValueError(f"{subject}: both of {halves[0].path} and {halves[1].path} were trained on it")
+        found[subject] = starts(run, unseen[0], subject, 1).values[0]
+    return found
+
+
+def mixture_of(run: Run) -> Mixture:
+    """What stands in for out-of-fold pre-segmentations."""
+    return Mixture(**run.profile.start_matched.presegs.arguments())
+
+
+def denoiser_settings(run: Run) -> DenoiserTraining:
+    """The start-matched denoiser's training: the denoiser's schedule and masks, x_start predicted, indices below T'."""
+    mine, theirs, chain = run.profile.start_matched, run.profile.denoiser, run.profile.chain
+    diffusion = theirs.diffusion.model_copy(update={"prediction": "x_start"})
+    return DenoiserTraining(
+        network=mine.network,
+        diffusion=diffusion,
+        t_max=scale_t_prime(chain.t_prime, chain.paper_steps, diffusion.schedule.steps),
+        fit=mine.fit,
+        validation_subjects=len(run.subjects("validation")),
+    )
+
+
+def validation_starts(run: Run, seed: int) -> Callable[[str], np.ndarray]:
+    """What the chains of validation subjects start from, as at test: a repeat's whole pre-segmenter's hard mask."""
+    source = run.weights(f"{run.profile.comparison.presegmenter}_{seed}")
+    return lambda subject: starts(run, source, subject, 1).values[0]
+
+
+def train_start_matched(run: Run, seed: int, bank: SliceBank) -> pd.DataFrame:
+    """Train a repeat's start-matched denoiser on slices with pre-segmentations; returns its history.
+
+    It is chosen by the Dice of one sampled member of every validation subject.
+    """
+    settings, watched = denoiser_settings(run), run.subjects("validation")
+    diffusion = build_diffusion(**settings.diffusion.arguments())
+    chain = trainings.chain_while_training(run, "start_matched", settings)
+    card = trainings.denoiser_card(run, settings, watched, chain) | _presegs_card(run)
+    card |= {"t_start": chain.t_prime - 1}
+    begun = validation_starts(run, seed)
+
+    def watch(average: nn.Module) -> dict[str, float]:
+        sampler = trainings.sampler_while_training(run, average, settings, chain)
+        return sampled_dice(run, sampler, watched, begun)
+
+    return fit_network(
+        trainings.seeded(GuidedUNet, seed, **settings.network.arguments()),
+        start_matched_objective(diffusion, chain.t_prime - 1, mixture_of(run)),
+        bank,
+        watch,
+        trainings.training(run, seeded_name("start_matched", seed), settings.fit, card, seed),
+    )
+
+
+def train_refiner(run: Run, bank: SliceBank) -> pd.DataFrame:
+    """Train the control on the same slices and pre-segmentations, by the segmenters' loss; returns its history.
+
+    It is chosen by its Dice on every validation subject.
+    """
+    settings, watched = run.profile.start_matched.refiner, run.subjects("validation")
+    network = {"name": "attention_unet", **settings.network.arguments()}
+    objective = run.profile.segmenters.objective
+    loss = segmentation_loss(objective.loss, **objective.arguments("name", "loss"))
+    diffusion = build_diffusion(**run.profile.denoiser.diffusion.arguments())
+    chain = chain_of(METHODS[REFINER], run.profile.chain, diffusion.schedule.steps)
+    card = {"kind": "one_step", "network": network, "objective": objective.arguments(), "t_stop": chain.t_stop}
+    begun = validation_starts(run, run.profile.repeats.seeds[0])
+
+    def watch(average: nn.Module) -> dict[str, float]:
+        sampler = Sampler(average, diffusion, chain, Refine(average, chain.t_stop, mask_only=False))
+        return sampled_dice(run, sampler, watched, begun)
+
+    return fit_network(
+        trainings.seeded(build_segmenter, run.seed, **network),
+        refiner_objective(diffusion, mixture_of(run), loss),
+        bank,
+        watch,
+        trainings.training(run, REFINER, settings.fit, card | {"watched": watched} | _presegs_card(run)),
+    )
+
+
+def _presegs_card(run: Run) -> dict:
+    """What a network's card says of the pre-segmentations that it was trained on."""
+    halves = {half_name(run, half): run.weights(half_name(run, half)).digest for half in HALVES}
+    return {"presegs": run.profile.start_matched.presegs.arguments() | halves}
