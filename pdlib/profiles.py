@@ -221,7 +221,7 @@ class MaskAutoencoder(Section):
 class AutoencoderTraining(Section):
     network: MaskAutoencoder
     positive_weight: Positive  # of a lesion's pixel in the cross-entropy
-    deviation: Positive  # that the codes of the training masks are given in the chain
+    deviation: Literal["unit", "masks"]  # of the training masks' codes in the chain: one, or as masks have themselves
     fit: Fit
 
 

@@ -49,6 +49,8 @@ NAMES = {
     "reconstruction_loss": "Reconstruction loss",
     "kl_loss": "KL loss",
     "g_loss": "Generator loss",
+    "cross_entropy_loss": "Cross-entropy",
+    "dice_loss": "Dice loss",
     "d_loss": "Discriminator loss",
     "vlb_loss": "Variational bound",
     "number": "Claim",

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pdlib.diffusion.codec import Codec
+from pdlib.diffusion.codec import Codec, build_codec
 from pdlib.diffusion.latent import LatentCodec, latent_codec, latent_diffusion, measure_codes
 from pdlib.diffusion.sampler import Diffusion, Sampler, preseg_start
 from pdlib.evaluation import metrics
@@ -19,7 +19,9 @@ from pdlib.kernels.noise import Streams
 from pdlib.methods import METHODS
 from pdlib.networks.autoencoder import MaskAutoencoder
 from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.study.comparison import Row
 from pdlib.study.pictures import WidestSlice
+from pdlib.study.rows import ensemble_of
 from pdlib.study.run import Run
 from pdlib.study.trainings import seeded, training
 from pdlib.study.validation import mean_dice, sampled_dice
@@ -51,9 +53,18 @@ def train_autoencoder(run: Run, bank: SliceBank) -> pd.DataFrame:
     objective = reconstruction_objective(settings.positive_weight)
     history = fit_network(seeded(MaskAutoencoder, run.seed, **network), objective, bank, watch, how)
     weights = load_weights(how.best)
-    codes = measure_codes(weights.build(torch.device("cpu"), "autoencoder"), bank.masks, settings.deviation)
+    deviation = deviation_of_codes(run, bank, settings.deviation)
+    codes = measure_codes(weights.build(torch.device("cpu"), "autoencoder"), bank.masks, deviation)
     write_weights(how.best, weights.tensors, {**weights.card, "codes": codes})
     return history
+
+
+def deviation_of_codes(run: Run, bank: SliceBank, deviation: str) -> float:
+    """What the codes of a bank's masks are scaled to: "unit", or what the "masks" have in the chain of masks."""
+    if deviation == "unit":
+        return 1.0
+    codec = build_codec(run.profile.denoiser.diffusion.codec)
+    return float(torch.cat([codec.encode(mask).flatten() for mask in bank.masks]).std())
 
 
 def codec_of(run: Run) -> LatentCodec:
@@ -62,16 +73,33 @@ def codec_of(run: Run) -> LatentCodec:
     return latent_codec(run.network(weights, "autoencoder"), **weights.card["codes"])
 
 
+def diffusion_of_codes(run: Run) -> Diffusion:
+    """What the denoiser of this run's codes is trained with."""
+    return latent_diffusion(_about(run), run.network(run.weights(AUTOENCODER), "autoencoder"))
+
+
+def diffusion_at(run: Run, bank: SliceBank, deviation: str) -> Diffusion:
+    """The same with codes of another deviation, of which `deviation_of_codes` knows."""
+    trained = run.weights(AUTOENCODER).build(torch.device("cpu"), "autoencoder")
+    codes = measure_codes(trained, bank.masks, deviation_of_codes(run, bank, deviation))
+    diffusion = diffusion_of_codes(run)
+    return replace(diffusion, codec=replace(diffusion.codec, scale=codes["scale"], clamp=tuple(codes["clamp"])))
+
+
+def _about(run: Run) -> dict:
+    """The same as its card has it: the schedule is that of the denoiser of masks."""
+    own = {"codec": "latent", "prediction": run.profile.latent.prediction}
+    return run.profile.denoiser.diffusion.arguments() | own | run.weights(AUTOENCODER).card["codes"]
+
+
 def train_denoiser(run: Run, bank: SliceBank) -> pd.DataFrame:
     """Train the denoiser of codes; returns its history. As that of masks, it is chosen by chains from pure noise."""
-    settings, masks, autoencoder = run.profile.latent, run.profile.denoiser.diffusion, run.weights(AUTOENCODER)
-    about = masks.arguments() | {"codec": "latent", "prediction": settings.prediction} | autoencoder.card["codes"]
-    diffusion = latent_diffusion(about, run.network(autoencoder, "autoencoder"))
+    settings, diffusion = run.profile.latent, diffusion_of_codes(run)
     steps, network = diffusion.schedule.steps, settings.network.arguments()
     watched = run.spread("validation", settings.validation_subjects)
     chain = chain_of(METHODS["ddpm"], run.profile.chain, steps)
-    card = {"kind": "denoiser", "network": network, "diffusion": about, "t_max": steps}
-    card |= {"autoencoder": autoencoder.digest, "watched": watched, "chosen_by": vars(chain)}
+    card = {"kind": "denoiser", "network": network, "diffusion": _about(run), "t_max": steps}
+    card |= {"autoencoder": run.weights(AUTOENCODER).digest, "watched": watched, "chosen_by": vars(chain)}
 
     def watch(average: nn.Module) -> dict[str, float]:
         return sampled_dice(run, Sampler(run.prepare(average, steps), diffusion, chain), watched)
@@ -148,6 +176,16 @@ def told_by_the_start(
             masks = (read_back(run, diffusion, one, run.volume(one).mask, index) for one in subjects)
             found[part, name] = mean_dice(run, subjects, masks)
     return pd.Series(found).unstack().rename_axis("t / T")[[*diffusions]]
+
+
+def likeness(row: Row, subjects: Sequence[str]) -> float:
+    """Mean Dice of the ensembles of a row with the pre-segmentations that they start from, where it is defined."""
+    found = []
+    for subject in subjects:
+        mask = ensemble_of(row.run, row.members(subject).values).mask
+        start = row.starts(subject, 1).values[0].astype(np.uint8)
+        found.append(metrics.score_volume(start, mask, row.run.volume(subject).spacing_mm)["dice"])
+    return float(np.nanmean(found))
 
 
 @torch.inference_mode()

@@ -78,6 +78,12 @@ class TrainedChain:
                 f"{self.refine.path}: trained for t_stop {self.refine.card['t_stop']}, "
                 f"and the chain stops at {self.chain.t_stop}"
             )
+        if self.levels is not None and self.chain.t_prime > self.levels.card["t_max"]:
+            raise ValueError(
+                f"{self.levels.path}: trained on {self.levels.card['t_max']} steps, and T' is {self.chain.t_prime}"
+            )
+        if self.autoencoder is not None and self.denoiser.card["autoencoder"] != self.autoencoder.digest:
+            raise ValueError(f"{self.denoiser.path}: trained in the codes of another auto-encoder")
 
     @property
     def networks(self) -> dict[str, Weights]:

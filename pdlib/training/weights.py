@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pdlib.networks.autoencoder import MaskAutoencoder
 from pdlib.networks.gan import build_generator
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import build_segmenter
@@ -27,6 +28,8 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "one_step": build_segmenter,
     "denoiser": GuidedUNet,
 }
+    "noise_level": NoiseLevel,
+    "autoencoder": MaskAutoencoder,
 MOST_KEPT = 32  # files in memory; a run of every method uses fewer
 
 
