@@ -85,6 +85,10 @@ class Row:
 
         return replace(self, in_repeat=in_repeat, start=start)
 
+    def of_repeat(self, seed: int) -> "Row":
+        """The same row with one repeat's networks, whatever the subject."""
+        return replace(self, in_repeat=lambda _: self.in_repeat(seed))
+
     @property
     def first(self) -> Networks:
         """The networks of the first repeat: they stand for all where nothing is scored."""
@@ -173,7 +177,12 @@ class Row:
     def calls_per_member(self) -> int:
         """Network calls on a slice that a member costs, its start left out: what a progress bar counts."""
         trained = self.first.trained
-        return len(trained.chain.indices) + (trained.refine is not None) if trained else 1
+        if trained is None:
+            return 1
+        calls = len(trained.chain.indices)
+        beside = calls if trained.levels is not None else 0  # a level is estimated before each call
+        beside += 2 if trained.autoencoder is not None else 0  # encoder and decoder
+        return calls + beside + (trained.refine is not None)
 
 
 def scores_of(rows: Iterable[Row], split: str, on_batch: OnBatch = silent) -> pd.DataFrame:

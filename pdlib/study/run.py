@@ -12,6 +12,7 @@ from torch import nn
 
 from pdlib.data import folds as splits
 from pdlib.data import wmh
+from pdlib.diffusion.latent import latent_diffusion
 from pdlib.diffusion.sampler import Diffusion, build_diffusion
 from pdlib.evaluation import records
 from pdlib.inference.precision import Compute, choose_device, fast_precision
@@ -89,12 +90,24 @@ class Run:
     @property
     def whose(self) -> str:
         """Whose scores a table shows: data, profile, number of test subjects."""
-        data = self.note or "real data"
-        return f"{data}, profile {self.place.profile}, {len(self.subjects('test'))} test subjects"
+        data, few, key = self.note or "real data", len(self.subjects("test")), len(self.subjects("key"))
+        tested = f"{few} test subjects" if few == key else f"{key} test subjects of the key rows, {few} of the others"
+        return f"{data}, profile {self.place.profile}, {tested}"
 
     def subjects(self, split: str) -> list[str]:
-        """Subjects of "train", "validation" or "test"."""
+        """Subjects of "train", "validation" or "test", which every row is tested on; "key" are those of the key rows.
+
+        "test" is a part of "key", or the same where there are no further subjects (see `folds.with_further`).
+        """
         return self._splits[split]
+
+    def tested(self, name: str) -> list[str]:
+        """The subjects that a row, a key of METHODS, is tested on."""
+        return self.subjects("key" if name in self.profile.repeats.key_methods else "test")
+
+    def seed_of(self, subject: str) -> int:
+        """The repeat whose networks segment a subject: the first where no further one is."""
+        return int(self._about[subject].get("seed", self.profile.repeats.seeds[0]))
 
     def spread(self, split: str, count: int) -> list[str]:
         """A few subjects of a split, spread over its order and so over the sites; all of them where it has no more."""
@@ -102,11 +115,15 @@ class Run:
 
     def site(self, subject: str) -> str:
         """The site of a subject."""
-        return self._folds.set_index("subject")["site"][subject]
+        return self._about[subject]["site"]
 
     @cached_property
     def _folds(self) -> pd.DataFrame:
         return records.read_table(self.place.folds)
+
+    @cached_property
+    def _about(self) -> dict[str, dict]:
+        return self._folds.set_index("subject").to_dict("index")
 
     @cached_property
     def _splits(self) -> dict[str, list[str]]:
@@ -135,10 +152,10 @@ class Run:
         names = [name for part in parts for name in self.subjects(part)]
         return sum(int(self.volume(name).brain.any(axis=(1, 2)).sum()) for name in names)
 
-    def training_slices(self) -> SliceBank:
-        """All brain slices of the training subjects."""
+    def training_slices(self, subjects: Sequence[str] | None = None) -> SliceBank:
+        """All brain slices of the training subjects, or of some of them."""
         images, masks = [], []
-        for subject in self.subjects("train"):
+        for subject in self.subjects("train") if subjects is None else subjects:
             volume = self.volume(subject)
             image, window = brain_slices(volume, 1)
             images += list(image)
@@ -224,8 +241,6 @@ def diffusion_of(weights: Weights, autoencoder: Weights | None = None, device: t
     """What a denoiser was trained with, from its card; of a latent one with the auto-encoder, on a device."""
     if autoencoder is None:
         return build_diffusion(**weights.card["diffusion"])
-    from pdlib.study.latent import latent_diffusion
-
     return latent_diffusion(weights.card["diffusion"], _built(autoencoder, device))
 
 
