@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TQDM_MININTERVAL ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test bench lab readme clean
+.PHONY: help reproduce test bench lab weights readme clean
 
 help:
 	@echo "make reproduce [PROFILE=smoke|cpu|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
@@ -35,6 +35,7 @@ help:
 	@echo "make test                                                                           the tests"
 	@echo "make bench                                                                          speed, into results/bench_*.csv"
 	@echo "make lab                                                                            JupyterLab on the notebooks"
+	@echo "make weights PROFILE=night                                                          its networks into weights/"
 	@echo "make readme                                                                         README's numbers from results/"
 	@echo "make clean                                                                          removes the environment and the runs"
 
@@ -58,6 +59,9 @@ bench: $(READY)
 
 lab: $(READY)
 	"$(PYTHON)" -m pdlib.lab
+
+weights: $(READY)
+	"$(PYTHON)" -m pdlib.study.committed
 
 readme: $(READY)
 	"$(PYTHON)" -m pdlib.report.readme README.md

@@ -12,6 +12,8 @@ CONFIGS = ROOT / "configs"
 NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
+COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as those of a run
+COMMITTED_SCORES = ROOT / "results" / "weights.csv"
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
 BEST_FIRST = ("paper", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order
@@ -138,6 +140,11 @@ def layout(profile: str, out: str = "", fold: int = 0) -> Layout:
 def weights_folder(profile: str) -> Path:
     """Where a profile's networks lie, those of fold 0: under $PDLIB_OUT or else the repository."""
     return layout(profile).weights("denoiser_0").parent
+
+
+def committed_weights(name: str) -> Path:
+    """The weights file of a training that the repository comes with, whether or not there is one."""
+    return COMMITTED / name / "best.safetensors"
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

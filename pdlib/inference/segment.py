@@ -21,7 +21,7 @@ from pdlib.inference.precision import Compute, choose_device, fast_precision
 from pdlib.inference.volumes import Ensemble, Subject, combine, draw_member, sample_members
 from pdlib.methods import CHAIN, METHODS
 from pdlib.networks.prepared import PreparedDenoiser
-from pdlib.paths import BEST_FIRST, weights_folder, write_whole
+from pdlib.paths import BEST_FIRST, COMMITTED, weights_folder, write_whole
 from pdlib.profiles import ChainSettings, profile_names
 from pdlib.report.slices import overlay_figure
 from pdlib.training.weights import Weights, load_weights, same_data
@@ -42,7 +42,7 @@ class Segmentation:
 
     Args:
         weights: the folder of the networks used.
-        profile: whose networks these are; None where a folder was named.
+        profile: whose networks these are; None where a folder was named and for the repository's.
         notes: what is doubtful about the input, a line each.
         files: what was written: mask, mean, uncertainty and overlay.
     """
@@ -73,6 +73,18 @@ class Trained:
         return cls(folder, profile, denoiser.require_finished(), segmenter.require_finished())
 
     @property
+    def whose(self) -> str:
+        """Whose networks these are, for a reader, in brackets; nothing where a folder was named."""
+        if self.profile is not None:
+            return f" (profile {self.profile})"
+        return f" (of the repository, trained by profile {self.denoiser.card['profile']})" if self.committed else ""
+
+    @property
+    def committed(self) -> bool:
+        """Whether these are the networks that the repository comes with."""
+        return self.folder == COMMITTED
+
+    @property
     def sampling(self) -> dict:
         """How to sample, as the profile of the training had it."""
         return self.denoiser.card["sampling"]
@@ -88,10 +100,11 @@ def segment_files(
 ) -> Segmentation:
     """Segment one patient with PD-DDPM; write mask, mean, uncertainty (NIfTI, the FLAIR's grid) and overlay (PNG).
 
-    weights: a profile's name (text), a folder that holds `denoiser/` and the pre-segmenter it names, or None for those
-    of the best profile that has a complete set (`paths.BEST_FIRST`). Images whose in-plane voxels are far from those of
-    the training are resampled to them, and the prediction back. The four files appear together or not at all, and never
-    in place of an input. Says on stderr which weights are used, and what is doubtful about the input.
+    weights: a profile's name (text), a folder that holds `denoiser_0/` and the pre-segmenter it names, or None for
+    those of the best profile that has a complete set (`paths.BEST_FIRST`), or else those that the repository comes with
+    (`paths.COMMITTED`). Images whose in-plane voxels are far from those of the training are resampled to them, and the
+    prediction back. The four files appear together or not at all, and never in place of an input. Says on stderr which
+    weights are used, and what is doubtful about the input.
     ValueError or OSError, naming the file, for input, weights or output that cannot be used.
     """
     outputs = Outputs(Path(out), tuple(FILES.values()))
@@ -104,7 +117,7 @@ def segment_files(
     if working is None:
         raise wmh.CaseError.of(flair, f"voxels of {volume.spacing_mm} mm cannot be brought to those of the training")
     with outputs.written(volume.brain.size * BYTES_A_VOXEL + OVERLAY_BYTES) as folder:
-        _say(f"weights: {trained.folder}" + (f" (profile {trained.profile})" if trained.profile else ""))
+        _say(f"weights: {trained.folder}{trained.whose}")
         for note in (*passed_over, *volume.notes):
             _say(f"warning: {note}")
         name = hashlib.sha256(volume.image.tobytes()).hexdigest()
@@ -142,6 +155,8 @@ def _best_trained() -> tuple[Trained, tuple[str, ...]]:
                 return Trained.read(folder, profile), tuple(passed_over)
             except ValueError as error:
                 passed_over.append(f"profile {profile} is passed over: {error}")
+    if (COMMITTED / "denoiser_0").is_dir():
+        return Trained.read(COMMITTED), tuple(passed_over)
     others = [name for name in profile_names() if name not in BEST_FIRST and weights_folder(name).is_dir()]
     advice = "".join(f", or --weights {name} for a try" for name in others)
     causes = "".join(f"; {cause}" for cause in passed_over)

@@ -6,7 +6,7 @@ Every weights file is safetensors with one JSON card: "kind" (a key of `BUILDERS
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pdlib.networks.autoencoder import MaskAutoencoder
 from pdlib.networks.gan import build_generator
 from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.noise_level import NoiseLevel
 from pdlib.networks.segmenters import build_segmenter
 from pdlib.paths import replacing
 
@@ -27,9 +28,9 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "generator": build_generator,
     "one_step": build_segmenter,
     "denoiser": GuidedUNet,
-}
     "noise_level": NoiseLevel,
     "autoencoder": MaskAutoencoder,
+}
 MOST_KEPT = 32  # files in memory; a run of every method uses fewer
 
 
@@ -123,6 +124,28 @@ def write_weights(path: Path, tensors: dict[str, Tensor], card: dict) -> None:
             safetensors.torch.save_file(contiguous, temporary, metadata={"card": json.dumps(card, sort_keys=True)})
         except SafetensorError as error:  # a full disk, too, is one of these
             raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+def export_weights(run_folder: Path, names: Iterable[str], out: Path, profile: str) -> int:
+    """Copy the best weights of finished trainings, run_folder/<name>/best.safetensors, into out in half precision.
+
+    Kernels and matrices become float16, half of the size; vectors, which a norm's statistics are among, stay as they
+    are. `Weights.build` gives float32 networks. The card also says the profile and how the tensors are kept. Returns
+    the bytes written. ValueError, naming the file, for a training that has not ended and for a number beyond float16.
+    """
+    written = 0
+    for name in names:
+        weights = load_weights(Path(run_folder) / name / "best.safetensors").require_finished()
+        halved = {
+            key: one.half() if one.is_floating_point() and one.ndim > 1 else one for key, one in weights.tensors.items()
+        }
+        if beyond := [key for key, one in halved.items() if not one.isfinite().all()]:
+            raise ValueError(f"{weights.path}: {beyond[0]} holds numbers beyond half precision")
+        kept = {"profile": profile, "kept_as": "float16, vectors float32", "full_precision": weights.digest}
+        path = Path(out) / name / "best.safetensors"
+        write_weights(path, halved, weights.card | kept)
+        written += path.stat().st_size
+    return written
 
 
 def same_data(*weights: Weights) -> None:

@@ -20,7 +20,7 @@ from pdlib.data import wmh
 from pdlib.inference import segment
 from pdlib.profiles import load_profile
 from pdlib.study.trainings import sampling_card
-from pdlib.training.weights import BUILDERS, load_weights, write_weights
+from pdlib.training.weights import BUILDERS, export_weights, load_weights, write_weights
 
 SPACING = (4.8, 4.0, 3.0)  # of the tiny networks' training, x, y, z
 REAL = os.environ.get("PDLIB_REAL_DATA")
@@ -232,6 +232,7 @@ def one_line(capsys) -> str:
 def profiles(weights, tmp_path, monkeypatch):
     """Trains profiles: their networks are copied to where a run leaves them."""
     monkeypatch.setenv("PDLIB_OUT", str(tmp_path / "runs of mine"))
+    monkeypatch.setattr(segment, "COMMITTED", tmp_path / "committed")
 
     def train(*names: str) -> list[Path]:
         return [shutil.copytree(weights, tmp_path / "runs of mine" / "runs" / name / "weights") for name in names]
@@ -255,6 +256,20 @@ def test_a_better_profile_that_is_not_complete_is_passed_over_with_the_cause(pro
     lines = capsys.readouterr().err.splitlines()
     assert any(f"warning: profile gpu is passed over: {unfinished}" in line for line in lines)
     assert any(f"warning: profile paper is passed over: {paper / 'denoiser_0'}" in line for line in lines)
+
+
+def test_where_no_profile_is_trained_the_networks_of_the_repository_are_taken(weights, profiles, tmp_path, capsys):
+    """In half precision, and whatever lies in the runs that is not complete."""
+    (cpu,) = profiles("cpu")
+    unfinished = change_card(cpu, "denoiser_0", finished=False)
+    export_weights(weights, CARDS, tmp_path / "committed", "night")
+    done = segment.segment_files(*write_pair(tmp_path), tmp_path / "out")
+    assert (done.weights, done.profile) == (tmp_path / "committed", None)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"weights: {tmp_path / 'committed'} (of the repository, trained by profile night)" in lines
+    assert any(f"warning: profile cpu is passed over: {unfinished}" in line for line in lines)
+    change_card(cpu, "denoiser_0", finished=True)
+    assert segment.find_trained(None)[0].profile == "cpu"
 
 
 def test_a_profile_is_taken_by_its_name(profiles, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pdlib.training.weights import Weights, load_weights, same_data, write_weights
+from pdlib.training.weights import BUILDERS, Weights, export_weights, load_weights, same_data, write_weights
 
 DATA = {"fingerprint": "a", "phantom": True, "train": ["Utrecht/1", "Utrecht/2"]}
 NETWORK = {"name": "unet", "in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2], "num_res_units": 0}
@@ -156,3 +156,33 @@ def test_a_card_is_plain_json(tmp_path):
     content = (tmp_path / "a").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert json.loads(header["__metadata__"]["card"])["score"] == 0.5
+
+
+def test_half_precision_keeps_vectors_and_integers_and_builds_a_network_in_full_precision(tmp_path):
+    torch.manual_seed(0)
+    network = BUILDERS["segmenter"](**NETWORK)
+    source = tmp_path / "run" / "unet_0" / "best.safetensors"
+    write_weights(source, network.state_dict(), {"kind": "segmenter", "network": NETWORK, "finished": True})
+    written = export_weights(tmp_path / "run", ["unet_0"], tmp_path / "out", "night")
+    half = Weights.read(tmp_path / "out" / "unet_0" / "best.safetensors")
+    assert written == half.path.stat().st_size < source.stat().st_size
+    full = Weights.read(source)
+    for name, one in full.tensors.items():
+        kept = half.tensors[name]
+        assert kept.dtype == (torch.float16 if one.ndim > 1 else one.dtype)
+        torch.testing.assert_close(kept.to(one.dtype), one, rtol=2**-11, atol=2**-25)
+    assert half.card["profile"] == "night" and half.card["full_precision"] == full.digest and half.finished
+    built = half.build(CPU, "segmenter").state_dict()
+    assert {one.dtype for one in built.values()} == {torch.float32, torch.int64}
+
+
+def test_a_number_beyond_half_precision_and_an_unfinished_training_are_not_exported(tmp_path):
+    path = tmp_path / "run" / "net" / "best.safetensors"
+    for tensor, finished, said in (
+        (torch.full((1, 1), 1e5), True, "a holds numbers beyond"),
+        (torch.ones(1, 1), False, "ended"),
+    ):
+        write_weights(path, {"a": tensor}, {"kind": "segmenter", "finished": finished})
+        with pytest.raises(ValueError, match=f"{path}.*{said}"):
+            export_weights(tmp_path / "run", ["net"], tmp_path / "out", "night")
+    assert not (tmp_path / "out").exists()
