@@ -112,3 +112,10 @@ def test_settings_that_cannot_be_used_are_refused(changes, words):
     rows = {"comparison": {"methods": ["attention_unet", "pd_ddpm", "addpm", "start_matched"]}}
     with pytest.raises(ProfileError, match=words):
         load_profile("smoke", rows | changes)
+
+
+def test_a_row_of_one_repeat_has_its_networks_for_every_subject(run):
+    row = Row(run, "pd_ddpm", 1, lambda seed: f"networks of repeat {seed}")
+    subject = run.subjects("test")[0]
+    assert row.networks(subject) == "networks of repeat 0"
+    assert row.of_repeat(2).networks(subject) == "networks of repeat 2"
