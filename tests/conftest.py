@@ -29,6 +29,7 @@ from pdlib.training.objectives import (
     adversarial_objective,
     diffusion_objective,
     hybrid_objective,
+    marginal,
     one_step_objective,
     probabilistic_objective,
     segmentation_objective,
@@ -52,7 +53,7 @@ UNET = {"in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2],
 BAYESIAN = UNET | {"name": "bayesian_unet", "dropout": 0.5, "dropout_from": 1}
 PROBABILISTIC = UNET | {"name": "probabilistic_unet", "block_convolutions": 1, "latent": 6, "log_sigma_range": [-5, 2]}
 PROBABILISTIC |= {"combination_layers": 2}
-GAN = UNET | {"discriminator_channels": 4, "discriminator_layers": 1, "discriminator_norm": "batch"}
+GAN = UNET | {"noise_scales": [1, 4], "discriminator_channels": [4, 8], "discriminator_strides": [2]}
 DENOISER = {
     "in_channels": 3,
     "out_channels": 1,
@@ -204,13 +205,14 @@ def train(made: Trained) -> None:
     for seed in (0, 1):
         fitted(f"attention_unet_{seed}", "segmenter", SEGMENTER, cross_entropy, segmented, seed)
     fitted("bayesian_unet_0", "segmenter", BAYESIAN, cross_entropy, segmented)
-    fitted("probabilistic_unet_0", "segmenter", PROBABILISTIC, probabilistic_objective(1.0, 1), segmented)
+    fitted("probabilistic_unet_0", "segmenter", PROBABILISTIC, probabilistic_objective(1.0, 1, 0.0), segmented)
     card = {"diffusion": DIFFUSION, "t_max": steps, "sampling": sampling_card(run)}
     fitted("denoiser_0", "denoiser", DENOISER, diffusion_objective(diffusion, steps), sampled, **card)
     card |= {"diffusion": DIFFUSION | {"schedule": LINEAR}}
     hybrid = hybrid_objective(build_diffusion(**card["diffusion"]), steps, 0.001)
     fitted("wolleb2021", "denoiser", DENOISER | {"out_channels": 2}, hybrid, lambda average: {"dice": 0.0}, **card)
-    fitted("tdpm_0300", "generator", GAN, adversarial_objective(diffusion, 3), lambda average: {"dice": 0.0})
+    game, state = adversarial_objective(diffusion, 3, 1), marginal(diffusion, 2)
+    fitted("tdpm_0300", "generator", GAN | state, game, lambda average: {"dice": 0.0})
     for name, mask_only in (("one_step_0200", False), ("one_step_0200_mask", True)):
         network = SEGMENTER | {"in_channels": 1 if mask_only else 3}
         objective = one_step_objective(diffusion, 2, mask_only, segmentation_loss("ce"))

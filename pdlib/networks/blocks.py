@@ -28,7 +28,7 @@ def plain_unet(
     channels: Sequence[int],
     strides: Sequence[int],
     num_res_units: int,
-    norm: str,
+    norm: str | None,
     dropout: float,
 ) -> nn.Module:
     """MONAI's U-Net with `num_res_units` residual convolutions a level (0: one plain convolution); linear output."""

@@ -1,6 +1,6 @@
 """What trainings are watched by: Dice of validation subjects, a generator's states beside diffused references."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -46,31 +46,57 @@ def mean_dice(run: Run, subjects: Sequence[str], predictions: Iterable[np.ndarra
 def state_statistics(
     run: Run, weights: Weights, diffusion: Diffusion, t_prime: int, subjects: Sequence[str]
 ) -> pd.DataFrame:
-    """A generator's states beside diffused references at the same index, inside the brains of subjects.
+    """A generator's states beside diffused masks at the same index, inside the brains of subjects.
 
-    Rows "diffused" and "drawn"; columns: the mean in and outside lesions, the deviation outside them, and that between
-    two draws of the same subject.
+    Rows: "diffused", the reference; "rater", another rater's mask where every subject has one, about what a draw that
+    knows the image alone can come to; "drawn", the generator's. Columns: the mean in and outside lesions of the
+    reference, the deviation outside them, and that between two draws of the same subject outside and in lesions.
     """
-    found = {"diffused": [], "drawn": []}
+    found = {"diffused": [], "rater": [], "drawn": []}
     for subject in subjects:
-        volume = run.volume(subject)
-        start = torch.from_numpy(volume.mask[None].astype(np.float32))  # [1, Z, Y, X]
+        volume, others = run.volume(subject), list(run.raters(subject).values())
         streams = noise.subject_streams(run.seed, subject, torch.zeros(2, dtype=torch.int64), torch.arange(2))
         fresh = noise.normal(streams, noise.START, *volume.mask.shape)
-        pair = q_sample(diffusion.codec.encode(start).expand(2, -1, -1, -1), t_prime - 1, fresh, diffusion.schedule)
-        for name, states in (("diffused", pair.numpy()), ("drawn", draws(run, weights, subject, 2).values)):
-            found[name].append(states[:, volume.brain].astype(np.float64))
+        masks = {"diffused": volume.mask, "rater": others[0] == 1} if others else {"diffused": volume.mask}
+        states = {"drawn": draws(run, weights, subject, 2).values}
+        for name, mask in masks.items():
+            start = diffusion.codec.encode(torch.from_numpy(mask[None].astype(np.float32)))  # [1, Z, Y, X]
+            states[name] = q_sample(start.expand(2, -1, -1, -1), t_prime - 1, fresh, diffusion.schedule).numpy()
+        for name, pair in states.items():
+            found[name].append(pair[:, volume.brain].astype(np.float64))
     lesion = np.concatenate([run.volume(subject).mask[run.volume(subject).brain] == 1 for subject in subjects])
-    table = {}
-    for name, parts in found.items():
-        one, two = np.concatenate(parts, axis=1)
-        table[name] = {
-            "mean in lesions": one[lesion].mean(),
-            "mean outside": one[~lesion].mean(),
-            "deviation outside": one[~lesion].std(),
-            "deviation between draws": (one - two)[~lesion].std() / np.sqrt(2),
-        }
-    return pd.DataFrame(table).T
+    whole = {name: np.concatenate(parts, axis=1) for name, parts in found.items() if len(parts) == len(subjects)}
+    return pd.DataFrame({name: _pair_statistics(pair, lesion) for name, pair in whole.items()}).T
+
+
+def _pair_statistics(pair: np.ndarray, lesion: np.ndarray) -> dict[str, float]:
+    """Of two draws [2, voxels]; lesion [voxels] tells where the reference has one."""
+    between = (pair[0] - pair[1]) / np.sqrt(2)
+    return {
+        "mean in lesions": pair[0, lesion].mean(),
+        "mean outside": pair[0, ~lesion].mean(),
+        "deviation outside": pair[0, ~lesion].std(),
+        "deviation between draws": between[~lesion].std(),
+        "deviation between draws in lesions": between[lesion].std(),
+    }
+
+
+def state_faults(states: pd.DataFrame, limits: Mapping[str, float], of: str) -> list[str]:
+    """The columns of `state_statistics` in which the draws are further from the row `of` than the limits; none is best.
+
+    limits: `mean_in_lesions`, `mean_outside`: distances; `deviation_outside`: a share of it; `between_draws`: the least
+    share of the deviation between draws.
+    """
+    drawn, wanted = states.loc["drawn"], states.loc[of]
+    distance = (drawn - wanted).abs()
+    kept = {
+        "mean in lesions": distance["mean in lesions"] <= limits["mean_in_lesions"],
+        "mean outside": distance["mean outside"] <= limits["mean_outside"],
+        "deviation outside": distance["deviation outside"] <= limits["deviation_outside"] * wanted["deviation outside"],
+        "deviation between draws": drawn["deviation between draws"]
+        >= limits["between_draws"] * wanted["deviation between draws"],
+    }
+    return [name for name, fine in kept.items() if not fine]
 
 
 def pick_checkpoints(curve: pd.Series, gaps: Sequence[float]) -> list[int]:

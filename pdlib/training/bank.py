@@ -42,18 +42,51 @@ class SliceBank:
         """Random crops of random slices, and the generator for whatever else the update draws."""
         seed = np.random.SeedSequence((fit.seed, step, rank)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed) >> 1)
-        rows = torch.randint(len(self.images), (fit.batch_size,), generator=generator).tolist()
-        pairs = [self._crop(torch.cat([self.images[i], self.masks[i]]), fit, generator) for i in rows]
+        pairs = [self._crop(*one, fit, generator) for one in self._slices(fit.batch_size, generator)]
         image, mask = torch.stack(pairs).tensor_split([len(self.images[0])], dim=1)
         return Batch(image, mask, step, generator)
 
-    @staticmethod
-    def _crop(pair: Tensor, fit: "Fit", generator: torch.Generator) -> Tensor:
-        height, width = fit.crop
+    def _slices(self, count: int, generator: torch.Generator) -> list[tuple[int, tuple[int, int] | None]]:
+        """The slices of a batch, and a pixel [y, x] that a crop has to hold; None: any crop will do."""
+        return [(i, None) for i in torch.randint(len(self.images), (count,), generator=generator).tolist()]
+
+    def _crop(self, i: int, holding: tuple[int, int] | None, fit: "Fit", generator: torch.Generator) -> Tensor:
+        pair = torch.cat([self.images[i], self.masks[i]])
         missing = [max(0, size - have) for size, have in zip(fit.crop, pair.shape[1:], strict=True)]
-        pair = nn.functional.pad(pair, (0, missing[1], 0, missing[0]))
-        top = int(torch.randint(pair.shape[1] - height + 1, (1,), generator=generator))
-        left = int(torch.randint(pair.shape[2] - width + 1, (1,), generator=generator))
+        pair, corner = nn.functional.pad(pair, (0, missing[1], 0, missing[0])), []
+        for axis, size in enumerate(fit.crop):
+            low, high = 0, pair.shape[1 + axis] - size
+            if holding is not None:
+                low, high = max(low, holding[axis] - size + 1), min(high, holding[axis])
+            corner.append(low + int(torch.randint(high - low + 1, (1,), generator=generator)))
+        (top, left), (height, width) = corner, fit.crop
         pair = pair[:, top : top + height, left : left + width]
         flip = bool(torch.rand(1, generator=generator) < fit.flip_probability)
         return pair.flip(-1) if flip else pair
+
+
+class LesionBank(SliceBank):
+    """A bank whose batches hold crops around a lesion: as many of the images as share says, the first of a batch.
+
+    Such a crop is any that holds a random pixel of a random slice's reference. ValueError where no slice has a lesion.
+    """
+
+    def __init__(self, images: list[Tensor], masks: list[Tensor], share: float):
+        super().__init__(images, masks)
+        self.share, self.lesions = share, {}
+        for i, mask in enumerate(masks):
+            if len(pixels := mask.amax(dim=0).nonzero()):  # [pixels, 2]
+                self.lesions[i] = pixels.tolist()
+        if not self.lesions:
+            raise ValueError("there is no training slice with a lesion")
+
+    def to(self, device: torch.device) -> "LesionBank":
+        """As of a `SliceBank`."""
+        return LesionBank([one.to(device) for one in self.images], [one.to(device) for one in self.masks], self.share)
+
+    def _slices(self, count: int, generator: torch.Generator) -> list[tuple[int, tuple[int, int] | None]]:
+        rich, found = round(self.share * count), [*self.lesions]
+        rows = [found[i] for i in torch.randint(len(found), (rich,), generator=generator).tolist()]
+        pixels = [int(torch.randint(len(self.lesions[i]), (1,), generator=generator)) for i in rows]
+        around = [(i, tuple(self.lesions[i][pixel])) for i, pixel in zip(rows, pixels, strict=True)]
+        return around + super()._slices(count - rich, generator)

@@ -31,9 +31,7 @@ def reconstruction_objective(positive_weight: float) -> Objective:
         mask, logit = batch.mask, network(batch.mask).float()
         weight = torch.full((), positive_weight, device=mask.device)
         cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit, mask, pos_weight=weight)
-        found = logit.sigmoid()
-        dice = (2 * (found * mask).sum() + 1) / (found.sum() + mask.sum() + 1)  # 1: a batch may have no lesion
-        return {"cross_entropy_loss": cross_entropy, "dice_loss": 1 - dice}
+        return {"cross_entropy_loss": cross_entropy, "dice_loss": _pooled_dice_loss(logit, mask)}
 
     return objective
 
@@ -189,38 +187,67 @@ def _with_presegs(diffusion: Diffusion, mixture: Mixture, batch: Batch) -> tuple
     return diffusion.codec.encode(reference), diffusion.codec.encode(mixed)
 
 
-def probabilistic_objective(beta: float, warmup_steps: int) -> Objective:
+def probabilistic_objective(beta: float, warmup_steps: int, dice_nats: float) -> Objective:
     """The Probabilistic U-Net's bound (Kohl et al. 2018, Eq. 4): cross-entropy of a posterior draw, summed over pixels,
     and the weighted KL, means over the batch. The weight rises to beta in the first warmup_steps >= 1 updates.
+
+    dice_nats: the reconstruction's weight of a whole Dice loss, pooled over the batch, in nats a pixel; 0 is the
+    authors' bound. Cross-entropy alone learns small lesions slowly, here as in a segmenter.
     """
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
         mask = batch.mask
         logit, kl = network(batch.image, mask=mask, fresh=_normal((len(mask), network.latent), batch))
-        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit.float(), mask, reduction="sum")
-        weight = beta * min(1.0, (batch.step + 1) / warmup_steps)
-        return {"reconstruction_loss": cross_entropy / len(mask), "kl_loss": weight * kl.mean()}
+        logit, weight = logit.float(), beta * min(1.0, (batch.step + 1) / warmup_steps)
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit, mask, reduction="sum") / len(mask)
+        losses = {"reconstruction_loss": cross_entropy, "kl_loss": weight * kl.mean()}
+        if dice_nats:
+            losses["dice_loss"] = dice_nats * mask[0].numel() * _pooled_dice_loss(logit, mask)
+        return losses
 
     return objective
 
 
-def adversarial_objective(diffusion: Diffusion, t_prime: int) -> Objective:
-    """TDPM's game for x at index t_prime - 1 (Zheng et al. 2022), least squares (Mao et al. 2017), one update for both.
+def _pooled_dice_loss(logit: Tensor, mask: Tensor) -> Tensor:
+    """One minus the soft Dice of a whole batch, so that slices without a lesion do not cost a whole one."""
+    overlap, either = (logit.sigmoid() * mask).sum(), logit.sigmoid().sum() + mask.sum()
+    return 1 - (2 * overlap + 1) / (either + 1)
 
-    The discriminator alone teaches the generator: no term pulls its draw to the reference. Adam's beta1 should be 0.5:
-    with 0.9 the discriminator wins within a hundred updates.
+
+def adversarial_objective(diffusion: Diffusion, t_prime: int, mismatched_steps: int) -> Objective:
+    """TDPM's game for x at index t_prime - 1 (Zheng et al. 2022) with the logistic loss that does not saturate
+    (Goodfellow et al. 2014), one update for both. The network is a `ConditionalGan`.
+
+    The discriminator alone teaches the generator: no term pulls its draw to the reference. Both are shown with the same
+    noise, so that they differ in the mask alone. At first half of what the discriminator learns to refuse are
+    references of other images (Reed et al. 2016, arXiv 1605.05396): so it learns early that an image and its lesions
+    belong together. They would bias the generator, so their share falls to none in mismatched_steps >= 1 updates.
+    Adam's beta1 should be 0.5.
     """
+    softplus = nn.functional.softplus
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
-        x_start = diffusion.codec.encode(batch.mask)
-        noise = _normal(x_start.shape, batch)
-        fresh = _normal((len(noise), 1, *noise.shape[2:]), batch)
-        real = formulas.q_sample(x_start, t_prime - 1, noise, diffusion.schedule)
-        fooled, fake, true = (score.float() for score in network(batch.image, real=real, fresh=fresh))
-        d_loss = (fake.square().mean() + (true - 1).square().mean()) / 2
-        return {"g_loss": (fooled - 1).square().mean(), "d_loss": d_loss}
+        noise = _normal(batch.mask.shape, batch)
+        scales = len(network.noise_scales)
+        fresh = _normal((len(noise), scales, *noise.shape[2:]), batch)
+
+        def diffuse(mask: Tensor) -> Tensor:
+            return formulas.q_sample(diffusion.codec.encode(mask), t_prime - 1, noise, diffusion.schedule)
+
+        scores = network(batch.image, real=batch.mask, fresh=fresh, diffuse=diffuse)
+        fooled, drawn, real, mismatched = (score.float() for score in scores)
+        share = 0.5 * max(0.0, 1 - batch.step / mismatched_steps)
+        refused = (1 - share) * softplus(drawn).mean() + share * softplus(mismatched).mean()
+        return {"g_loss": softplus(-fooled).mean(), "d_loss": softplus(-real).mean() + refused}
 
     return objective
+
+
+def marginal(diffusion: Diffusion, index: int) -> dict[str, float]:
+    """q(x) at an index, as `build_generator` takes it: the mean where the mask is 0 and where it is 1, the noise."""
+    abar = float(diffusion.schedule.abar(index))
+    background, lesion = (math.sqrt(abar) * float(diffusion.codec.encode(torch.tensor(one))) for one in (0.0, 1.0))
+    return {"background": background, "lesion": lesion, "deviation": math.sqrt(1 - abar)}
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

@@ -40,7 +40,7 @@ def test_bound_in_closed_form(probabilistic):
     posterior = probabilistic.posterior(torch.cat([batch.image, batch.mask], dim=1))
     fresh = torch.randn(4, 6, generator=torch.Generator().manual_seed(100))
     logit, _ = copy.deepcopy(probabilistic)(batch.image, mask=batch.mask, fresh=fresh)
-    parts = probabilistic_objective(0.5, 1)(probabilistic, batch)
+    parts = probabilistic_objective(0.5, 1, 0.0)(probabilistic, batch)
 
     likelihood = torch.distributions.Bernoulli(logits=logit).log_prob(batch.mask)
     assert parts["reconstruction_loss"].item() == pytest.approx(-likelihood.sum().item() / 4, rel=1e-5)
@@ -49,10 +49,22 @@ def test_bound_in_closed_form(probabilistic):
     assert kl.min() > 0 and parts["kl_loss"].item() == pytest.approx(0.5 * kl.mean().item(), rel=1e-4)
 
 
+def test_the_dice_term_is_monais_and_leaves_the_bound_alone(probabilistic):
+    """In nats: 3 a pixel of the 16 x 16, for a Dice of 0; the two parts of the bound are the authors'."""
+    from monai.losses import DiceLoss
+
+    logits = []
+    probabilistic.eval().register_forward_hook(lambda module, args, output: logits.append(output[0]))
+    bound, parts = (probabilistic_objective(0.5, 1, nats)(probabilistic, toy()) for nats in (0.0, 3.0))
+    dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=1.0, smooth_dr=1.0)(logits[1], toy().mask)
+    assert parts["dice_loss"].item() == pytest.approx(3.0 * 256 * dice.item(), rel=1e-5)
+    assert {name: parts[name].item() for name in bound} == {name: one.item() for name, one in bound.items()}
+
+
 def test_beta_warms_up(probabilistic):
     """A tenth more with each update, then it stays."""
     seen = [
-        probabilistic_objective(2.0, 10)(probabilistic.eval(), Batch(one.image, one.mask, step, one.generator))[
+        probabilistic_objective(2.0, 10, 0.0)(probabilistic.eval(), Batch(one.image, one.mask, step, one.generator))[
             "kl_loss"
         ]
         for step in (0, 1, 9, 50)
@@ -83,7 +95,7 @@ def test_sigma_stays_in_its_range(probabilistic):
 
 
 def test_every_weight_of_the_probabilistic_unet_learns(probabilistic):
-    sum(probabilistic_objective(1.0, 1)(probabilistic, toy()).values()).backward()
+    sum(probabilistic_objective(1.0, 1, 0.0)(probabilistic, toy()).values()).backward()
     for name, parameter in probabilistic.named_parameters():
         assert parameter.grad is not None and (parameter.ndim == 1 or parameter.grad.abs().sum() > 0), name
 
@@ -99,7 +111,7 @@ def test_an_ambiguous_image_gets_either_answer():
         Batch(image.expand(8, -1, -1, -1), answers[[0, 1] * 4], step, torch.Generator().manual_seed(step))
         for step in range(250)
     ]
-    list(updates(network, probabilistic_objective(1.0, 1000), batches, learning_rate=5e-3))
+    list(updates(network, probabilistic_objective(1.0, 1000, 0.0), batches, learning_rate=5e-3))
     with torch.no_grad():
         drawn = network.eval()(image.expand(200, -1, -1, -1), streams_of(range(200))) > 0
     like = (drawn[:, None] == (answers > 0)).float().mean(dim=(2, 3, 4)) > 0.95  # [200, 2]
@@ -109,7 +121,7 @@ def test_an_ambiguous_image_gets_either_answer():
 
 def test_training_runs_in_mixed_precision(probabilistic):
     """Moments and divergence are float32."""
-    hold_in_mixed_precision(probabilistic, probabilistic_objective(1.0, 1))
+    hold_in_mixed_precision(probabilistic, probabilistic_objective(1.0, 1, 0.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, kl = probabilistic(toy().image, mask=toy().mask, fresh=torch.zeros(4, 6))
         assert kl.dtype == torch.float32 == probabilistic.prior(toy().image).mean.dtype

@@ -8,7 +8,14 @@ from pdlib.diffusion.sampler import Sampler
 from pdlib.evaluation import metrics
 from pdlib.study.members import drawn_once, draws, sampled
 from pdlib.study.run import diffusion_of
-from pdlib.study.validation import mean_dice, pick_checkpoints, sampled_dice, segmenter_dice, state_statistics
+from pdlib.study.validation import (
+    mean_dice,
+    pick_checkpoints,
+    sampled_dice,
+    segmenter_dice,
+    state_faults,
+    state_statistics,
+)
 
 CURVE = pd.Series({15: 0.10, 30: 0.50, 45: 0.60, 60: 0.65, 75: 0.70, 90: 0.69})
 
@@ -74,6 +81,40 @@ def test_a_generator_s_states_stand_beside_diffused_references(trained):
     assert diffused["mean in lesions"] == pytest.approx(abar**0.5, abs=0.1)
     assert diffused["deviation outside"] == pytest.approx((1 - abar) ** 0.5, rel=0.1)
     assert diffused["deviation between draws"] == pytest.approx((1 - abar) ** 0.5, rel=0.1)
+    assert "rater" not in table.index, "these cases have no other rater"
     drawn = np.stack([draws(run, weights, subject, 2).values for subject in subjects])
     inside = np.stack([run.volume(subject).brain & (run.volume(subject).mask == 0) for subject in subjects])
     assert table.loc["drawn", "mean outside"] == pytest.approx(drawn[:, 0][inside].mean(), rel=1e-5)
+
+
+def test_another_rater_s_mask_is_what_a_draw_can_come_to(trained, monkeypatch):
+    """A rater who marks the voxels of every second column marks half of a lesion, about."""
+    run, diffusion = trained.run, diffusion_of(trained.run.weights("denoiser_0"))
+
+    def half(self, subject):
+        return {"o3": np.where(np.arange(run.volume(subject).mask.shape[2]) % 2, run.volume(subject).mask, 2)}
+
+    monkeypatch.setattr(type(run), "raters", half)
+    subjects = run.subjects("test")[:2]
+    table = state_statistics(run, run.weights("tdpm_0300"), diffusion, 3, subjects)
+    masks = [run.volume(subject).mask == 1 for subject in subjects]
+    share = sum(mask[:, :, 1::2].sum() for mask in masks) / sum(mask.sum() for mask in masks)
+    missed = table.loc["diffused", "mean in lesions"] - table.loc["rater", "mean in lesions"]
+    assert missed == pytest.approx((1 - share) * float(diffusion.schedule.abar(2)) ** 0.5)
+    assert table.loc["rater", "mean outside"] == pytest.approx(table.loc["diffused", "mean outside"]), "label 2 is none"
+
+
+@pytest.mark.parametrize(
+    ("drawn", "faults"),
+    [
+        ((0.8, 0.01, 0.47, 0.43), []),
+        ((0.78, 0.01, 0.47, 0.43), ["mean in lesions"]),
+        ((1.0, 0.03, 0.46, 0.46), ["mean in lesions", "mean outside"]),
+        ((0.9, 0.0, 0.49, 0.41), ["deviation outside", "deviation between draws"]),
+    ],
+)
+def test_faults_by_hand(drawn, faults):
+    columns = ["mean in lesions", "mean outside", "deviation outside", "deviation between draws"]
+    states = pd.DataFrame([(0.89, 0.0, 0.46, 0.46), drawn], ["diffused", "drawn"], columns)
+    limits = {"mean_in_lesions": 0.1, "mean_outside": 0.02, "deviation_outside": 0.05, "between_draws": 0.9}
+    assert state_faults(states, limits, "diffused") == faults

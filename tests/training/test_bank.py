@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pdlib.training.bank import SliceBank
+from pdlib.training.bank import LesionBank, SliceBank
 from pdlib.training.fit import Fit
 
 PLAN = Fit(
@@ -84,3 +84,20 @@ def test_flips_are_left_to_right_and_as_frequent_as_asked():
 def test_no_slices_is_said():
     with pytest.raises(ValueError, match="no training slices"):
         SliceBank([], [])
+
+
+def test_rich_batches_hold_a_lesion_and_the_others_are_any():
+    """Two of three crops are around a lesion: every one that holds it, each place of it in the crop as often."""
+    image, mask = numbered(9, 8)
+    bare = torch.zeros_like(mask)
+    plan = replace(PLAN, crop=(3, 3), batch_size=300, flip_probability=0.0)
+    drawn = LesionBank([image, image], [bare, mask], 2 / 3).draw(0, 0, plan)
+    held = drawn.mask.amax(dim=(1, 2, 3))
+    assert held[:200].min() == 1 and held[200:].mean() < 0.3
+    places = drawn.mask[:200].nonzero()[:, 2:]  # the lesion is the pixel (1, 1), so a crop begins at 0 or 1
+    assert {tuple(place) for place in places.tolist()} == {(y, x) for y in (0, 1) for x in (0, 1)}
+
+
+def test_a_rich_bank_needs_a_lesion():
+    with pytest.raises(ValueError, match="no training slice with a lesion"):
+        LesionBank([torch.zeros(2, 4, 4)], [torch.zeros(1, 4, 4)], 0.5)
