@@ -399,3 +399,20 @@ def test_the_paper_s_profile_holds_the_printed_constants():
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(113.67e6, rel=1e-4)
     batch = torch.empty(1, 3, 192, 128, device="meta")
     assert model(batch, torch.zeros(1, device="meta")).shape == (1, 1, 192, 128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"latent": {"network": {"in_channels": 11}}}, "latent.network.in_channels 11.* come to 12 at factor 2"),
+        ({"latent": {"network": {"out_channels": 3}}}, "network.out_channels 3: a code has 4 channels"),
+        ({"latent": {"network": {"channel_mult": [1, 1, 1, 1]}}}, r"data.multiple \[8\].* multiples of 16"),
+        ({"latent": {"fit": {"crop": [64, 46]}}}, r"latent.fit.crop \[64, 46\].* multiples of 4"),
+        ({"latent": {"autoencoder": {"fit": {"crop": [63, 48]}}}}, r"autoencoder.fit.crop \[63, 48\].* multiples of 2"),
+        ({"latent": {"autoencoder": {"network": {"factor": 8}}}}, "latent.autoencoder.network.factor: 8: .*1, 2 or 4"),
+        ({"latent": None, "comparison": {"methods": ["pd_ddpm", "latent"]}}, "no networks for the row latent"),
+    ],
+)
+def test_codes_have_to_fit_the_slices(changes, said):
+    with pytest.raises(ProfileError, match=said):
+        load_profile("smoke", changes)
