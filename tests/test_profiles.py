@@ -23,6 +23,7 @@ from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import LOSSES, SEGMENTERS, build_segmenter, segmentation_loss
 from pdlib.paths import CONFIGS
 from pdlib.profiles import BASE, ProfileError, load_profile, profile_names
+from pdlib.study.fewer import tries_rules
 from pdlib.training import objectives
 from pdlib.training.bank import Batch
 from pdlib.training.fit import Fit
@@ -33,7 +34,7 @@ MISSING = object()
 PHOTOGRAPHED = [name for name in PROFILES if load_profile(name).fundus]
 REFUSED = [  # changes of the smoke profile, and the lines that refuse them
     # No such setting: the choices are told.
-    ({"chian": {}}, "chian: no such setting; choose one of seed, fold, data, .*, voxel_tolerance"),
+    ({"chian": {}}, "chian: no such setting; choose one of seed, fold, repeats, data, .*, voxel_tolerance"),
     ({"chain": {"t_prim": 1}}, "chain.t_prim: no such setting; choose one of paper_steps, t_prime, .*, convention"),
     ({"chain": {"t_prime.": 1}}, "chain.t_prime.: no such setting; choose one of .*"),
     ({"name": "mine"}, "name: no such setting; choose one of seed, .*"),
@@ -105,6 +106,13 @@ REFUSED = [  # changes of the smoke profile, and the lines that refuse them
     ({"fewer_calls": {"few_calls": 4}}, "fewer_calls: calls: the ledger reads 4"),
     ({"fewer_calls": {"starts": ["ddpm"]}}, "fewer_calls: starts: the ledger reads pd_ddpm"),
     ({"fewer_calls": {"rules": ["ddim"]}}, "fewer_calls: rules: the ledger reads dpm_solver"),
+    ({"repeats": {"seeds": [0, 1, 0]}}, "repeats: seeds .0, 1, 0.: each stands there once"),
+    ({"repeats": {"seeds": []}}, "repeats.seeds: .*at least 1 item.*"),
+    ({"repeats": {"others_per_site": 3}}, "repeats: others_per_site 3 exceeds further_per_site 0"),
+    (
+        {"comparison": {"methods": ["pd_ddpm"]}, "repeats": {"key_methods": ["pd_ddpm", "ddpm"]}},
+        "repeats.key_methods: ddpm is no row of comparison.methods",
+    ),
     ({"data": {"clip_percentiles": [99.5, 0.5]}}, "data: clip_percentiles 99.5 and 0.5: .*"),
     ({"data": {"clip_percentiles": [0.5, 101.0]}}, "data: clip_percentiles 0.5 and 101: .*"),
     # No sections at all.
@@ -142,14 +150,39 @@ def departures(settings, base, path=()):
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_setting_of_a_file_is_one_and_stands_in_the_profile(name):
     whole = load_profile(name).model_dump(mode="json")
-    for path, value, used in departures(given(name), whole):
+    for path, value, used in departures(given(name), whole | {"base": given(name).get("base")}):
         assert value == used, path
 
 
 @pytest.mark.parametrize("name", [name for name in PROFILES if name != BASE])
-def test_a_departure_departs_from_the_paper(name):
-    repeated = [path for path, value, base in departures(given(name), given(BASE)) if value == base]
-    assert not repeated, "what the paper's profile says already"
+def test_a_departure_departs_from_what_it_says_it_does(name):
+    paper, settings = load_profile(BASE).model_dump(mode="json"), given(name)
+    base = load_profile(settings.pop("base", BASE)).model_dump(mode="json")
+    base |= {section: paper[section] for section, value in base.items() if value is None}
+    repeated = [path for path, value, of_base in departures(settings, base) if value == of_base]
+    assert not repeated, "what the profile below it says already"
+
+
+def test_a_profile_may_depart_from_another_than_the_paper(tmp_path, monkeypatch):
+    for name in ("paper", "cpu"):
+        (tmp_path / f"{name}.yaml").write_bytes((CONFIGS / f"{name}.yaml").read_bytes())
+    monkeypatch.setattr(profiles, "CONFIGS", tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: cpu\nchain: {stride: 3}\nfundus: {size: 64}\n")
+    mine, cpu, paper = (load_profile(name) for name in ("mine", "cpu", "paper"))
+    assert mine.chain == cpu.chain.model_copy(update={"stride": 3}) and mine.segmenters == cpu.segmenters
+    assert cpu.fundus is None and mine.fundus == paper.fundus.model_copy(update={"size": 64}), "taken up again"
+    for base in ("mine", "laptop"):
+        (tmp_path / "other.yaml").write_text(f"base: {base}\n")
+        with pytest.raises(ProfileError, match=f"profile other: base: '{base}': should be a profile that departs from"):
+            load_profile("other")
+
+
+def test_further_subjects_are_the_phantom_s_alone():
+    load_profile("cpu").repeats.require_phantom("/scans")
+    repeats = load_profile("night").repeats
+    repeats.require_phantom("")
+    with pytest.raises(ProfileError, match="further subjects are drawn from the phantom, and /scans holds other cases"):
+        repeats.require_phantom("/scans")
 
 
 @pytest.mark.parametrize(("changes", "told"), REFUSED, ids=[told.partition(": ")[0] for _, told in REFUSED])
@@ -250,7 +283,7 @@ def test_a_segmenter_s_section_is_its_builder_s_keywords(name):
 
 def test_sections_are_the_keywords_of_what_they_configure():
     for section, expected in (
-        (profiles.ConditionalGan, keywords(build_generator)),
+        (profiles.ConditionalGan, keywords(build_generator) - {"background", "lesion", "deviation"}),
         (profiles.GuidedUNet, keywords(GuidedUNet.__init__)),
         (profiles.Diffusion, keywords(build_diffusion)),
         (profiles.Fit, {one.name for one in fields(Fit)} - {"seed"}),
@@ -328,12 +361,14 @@ def test_denoisers_of_the_profile_train_and_sample(profile, name):
     network = build_segmenter("attention_unet", **whole.refine.network.arguments()).eval()
     streams = noise.subject_streams(0, "a", torch.arange(2), torch.zeros(2, dtype=torch.int64))
     steps = settings.diffusion.schedule.steps
-    chains = {row: chain_of(method, whole.chain, steps) for row, method in METHODS.items() if method.start}
+    plain = [row for row, method in METHODS.items() if method.start and tries_rules(row)]
+    chains = {row: chain_of(METHODS[row], whole.chain, steps) for row in plain}
     kinds = {(chain.start, chain.finish): replace(chain, calls=min(2, chain.calls)) for chain in chains.values()}
     assert {"gaussian", "preseg", "given"} == {start for start, _ in kinds}
     assert {"run_to_zero", "x0_jump", "one_step"} == {finish for _, finish in kinds}
     pd_ddpm = kinds["preseg", "run_to_zero"]
-    for chain in (*kinds.values(), *(replace(pd_ddpm, rule=rule.step, eta=rule.eta) for rule in RULES.values())):
+    rules = [rule for rule in RULES.values() if rule.step not in ("start_matched", "noise_level")]
+    for chain in (*kinds.values(), *(replace(pd_ddpm, rule=rule.step, eta=rule.eta) for rule in rules)):
         visited = []
         sampler = Sampler(model.eval(), diffusion, chain, lambda x: network(x).sigmoid())
         with torch.no_grad():
@@ -346,8 +381,9 @@ def test_denoisers_of_the_profile_train_and_sample(profile, name):
 def test_generators_and_last_networks_of_the_profile_train(profile):
     whole = load_profile(profile)
     diffusion = build_diffusion(**whole.denoiser.diffusion.arguments())
-    game = build_generator(**whole.tdpm.network.arguments())
-    two_updates(game, objectives.adversarial_objective(diffusion, 3), whole.tdpm.fit, 32)
+    game = build_generator(**whole.tdpm.network.arguments(), **objectives.marginal(diffusion, 2))
+    objective = objectives.adversarial_objective(diffusion, 3, whole.tdpm.mismatched_steps)
+    two_updates(game, objective, whole.tdpm.fit, 32)
     loss = segmentation_loss(**_loss(whole.refine.objective))
     last = build_segmenter("attention_unet", **whole.refine.network.arguments())
     objective = objectives.one_step_objective(diffusion, 3, False, loss)
