@@ -262,11 +262,21 @@ class LatentTraining(Section):
                 raise ValueError(f"{name} {[*size]}: factor and levels of the latent networks want multiples of {unit}")
 
 
+class StateLimits(Section):
+    """How far a generator's states may be from a diffused mask's before its row is called weak."""
+
+    mean_in_lesions: NonNegative
+    mean_outside: NonNegative
+    deviation_outside: NonNegative  # a share
+    between_draws: Share  # of the deviation between draws, at least
+
+
 class TdpmTraining(Section):
     t_primes: Counts
     network: ConditionalGan
     lesion_share: Share  # of the images of a batch that are crops around a lesion
     mismatched_steps: Count  # updates in which the discriminator also learns to refuse other images' references
+    limits: StateLimits
     fit: Fit
 
 
@@ -507,6 +517,8 @@ class Statistics(Section):
     resamples: Count
     confidence: Annotated[StrictFloat, Field(gt=0, lt=1)]
     margin: NonNegative  # of Dice: what "not worse" may cost
+    power: Annotated[StrictFloat, Field(gt=0, lt=1)]
+    seed_share: Share  # of a difference's variance, between trainings: what a plan assumes
 
 
 class Profile(Section):

@@ -91,6 +91,32 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
+def detectable_difference(spread: float, n: float, *, power: float, confidence: float) -> float:
+    """The smallest mean difference that n pairs show with a power, by the normal approximation, in one two-sided test.
+
+    spread: the standard deviation (ddof 1) of the differences, whose unit the result has. For subjects that k trainings
+    share, n is n / `design_effect`.
+    """
+    return (stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(power)) * spread / np.sqrt(n)
+
+
+def subjects_needed(spread: float, effect: float, *, power: float, confidence: float) -> float:
+    """The number of pairs that shows an effect: `detectable_difference` solved for n, a whole number of subjects.
+
+    Infinite for no effect, NaN where effect or spread is.
+    """
+    if effect == 0:
+        return np.inf
+    return float(np.ceil((detectable_difference(spread, 1, power=power, confidence=confidence) / effect) ** 2))
+
+
+def design_effect(subjects: int, groups: int, share: float) -> float:
+    """By how much the variance of a mean grows when subjects share trainings (Kish 1965): 1 + (subjects a group - 1)
+    share, where share is the part of the variance that lies between groups. One group shows no such part: 1.
+    """
+    return 1 + (subjects / groups - 1) * share if groups > 1 else 1.0
+
+
 def _bootstrap(values: NDArray, groups: NDArray, resamples: int, confidence: float, seed: int) -> tuple[float, float]:
     if values.size < 2:
         return np.nan, np.nan

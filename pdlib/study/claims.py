@@ -1,14 +1,15 @@
 """The ledger: what the papers claim, what our scores say about it, and no more than the interval allows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from pdlib.evaluation.stats import holm, mean_interval, paired_comparison
+from pdlib.evaluation.stats import holm, mean_interval, paired_comparison, subjects_needed
 from pdlib.methods import CHAIN
 from pdlib.report.titles import Row
-from pdlib.report.values import select, subject_values
+from pdlib.report.values import paired_values, select, trainings
 
 TABLES = (
     "table1_scores",
@@ -20,6 +21,7 @@ TABLES = (
     "truncation_scores",
 )
 EVERY_STEP = {"method": CHAIN, "rule": "ddpm"}  # a row of notebook 10
+TOO_MANY = 10_000  # subjects: an effect that wants more is too small to be decided
 Scores = Mapping[str, pd.DataFrame]  # rows of `records.COLUMNS` by the name of their file, one of TABLES each
 
 
@@ -32,23 +34,39 @@ class Claim:
         text: what is claimed.
         difference: one value a test subject; the claim says that their mean lies above `bound`.
         shown: the table or figure that it can be read from.
+        methods: the rows compared, keys of `methods.METHODS`, ours first; one where a row is compared with itself.
+        metric: of the difference.
         bound: 0 for a claim of more; minus the margin for one of "not worse".
-        cheaper: whether calls were saved; "not worse" says nothing where they were not.
+        calls: of both rows, of a claim of "not worse": it says nothing where none were saved.
     """
 
     number: str
     text: str
     difference: pd.Series
     shown: str
+    methods: tuple[str, ...] = (CHAIN,)
+    metric: str = "dice"
     bound: float = 0.0
-    cheaper: bool = True
+    calls: tuple[float, float] | None = None
+
+    @property
+    def told(self) -> str:
+        """The text, with the calls of both rows where they belong to the claim."""
+        return self.text + (f" ({self.calls[0]:g} against {self.calls[1]:g} calls)" if self.calls else "")
+
+    @property
+    def cheaper(self) -> bool:
+        """Whether calls were saved, or none had to be."""
+        return self.calls is None or self.calls[0] < self.calls[1]
 
 
-def caption(whose: str, margin: float, interval: Mapping) -> str:
+def caption(whose: str, margin: float, interval: Mapping, power: float) -> str:
     """What stands above a ledger: whose claims ("phantom, profile cpu") and how they were judged."""
     return (
-        f"The claims ({whose}): paired differences over the test subjects, {interval['confidence']:.0%} intervals, "
-        f"of Dice if not said otherwise; p by Wilcoxon, corrected by Holm; not worse: by less than {margin}"
+        f"The claims ({whose}): paired differences over the test subjects, {interval['confidence']:.0%} intervals over "
+        f"trainings and subjects, of Dice if not said otherwise; p by Wilcoxon, corrected by Holm; not worse: by less "
+        f"than {margin}. The subjects that would decide an undecided row show the effect seen at {power:.0%} power, in "
+        f"one test alone"
     )
 
 
@@ -59,42 +77,62 @@ def chosen_t_primes(scores: pd.DataFrame) -> pd.Series:
 
 
 def ledger(
-    tables: Scores, *, presegmenter: str, few_calls: int, margin: float, interval: Mapping[str, float]
+    tables: Scores, *, presegmenter: str, few_calls: int, margin: float, power: float, interval: Mapping[str, float]
 ) -> pd.DataFrame:
-    """A row for each claim: number, claim, estimate (with _low, _high, _undefined), corrected_p, n, verdict, shown.
+    """A row a claim: number, claim, estimate with _low, _high, _undefined, corrected_p, n, verdict, decides_at, shown.
 
-    An estimate is a mean paired difference over the test subjects, of Dice if the claim does not name another score,
-    with its bootstrap interval. A claim of more is held against 0, one of "not worse" against -margin: it holds where
-    the whole interval lies above that bound and so does Wilcoxon's test after Holm's correction over the ledger, does
-    not hold where both lie below it, and is undecided otherwise, as is "not worse" where no calls were saved.
+    An estimate is a mean paired difference over the test subjects of both rows, of Dice if the claim does not name
+    another score, with its hierarchical bootstrap interval. A claim of more is held against 0, one of "not worse"
+    against -margin: it holds where the whole interval lies above that bound and so does Wilcoxon's test after Holm's
+    correction over the ledger, does not hold where both lie below it, and is undecided otherwise, as is "not worse"
+    where no calls were saved. decides_at: of an undecided row, the subjects at which its estimate would be shown to
+    differ from the bound (`stats.subjects_needed`, one test alone), infinite beyond TOO_MANY.
     """
+    how = {"presegmenter": presegmenter, "few_calls": few_calls, "margin": margin}
     table1 = tables["table1_scores"]
-    claims = [
+    trained = trainings(table1[table1.split == "test"])
+    return _judged(registered(tables, **how), trained, power, interval)
+
+
+def registered(tables: Scores, *, presegmenter: str, few_calls: int, margin: float) -> list[Claim]:
+    """The claims in their order, as far as there are rows for them."""
+    table1, fewer = tables["table1_scores"], tables["fewer_calls_scores"]
+    return [
         *_against_whole_chains(table1, margin),
         *_in_table1(table1, _beaten(presegmenter)),
         *_of_t_prime(tables["t_prime_scores"]),
         *_of_ensemble_size(tables["ensemble_scores"]),
         *_of_presegs(tables["preseg_scores"]),
         *_of_both_ends(table1, tables["truncation_scores"], margin),
-        *_of_solvers(tables["fewer_calls_scores"], few_calls, margin),
+        *_of_solvers(fewer, few_calls, margin),
         *_of_uncertainty(tables["agreement_scores"]),
+        *_of_start_matching(fewer, few_calls),
         *_in_table1(table1, [("control", "PD-DDPM beats the x0 jump", "x0_jump")]),
     ]
-    return _judged(claims, interval)
 
 
-def _judged(claims: Sequence[Claim], interval: Mapping[str, float]) -> pd.DataFrame:
-    """Estimates, corrected tests and verdicts, one row a claim."""
-    means = [mean_interval(claim.difference, **interval) for claim in claims]
-    tests = [paired_comparison(one.difference - one.bound, 0 * one.difference, **interval)["p_value"] for one in claims]
+def _judged(claims: Sequence[Claim], trained: pd.Series, power: float, interval: Mapping[str, float]) -> pd.DataFrame:
+    """Estimates, corrected tests and verdicts, one row a claim. trained: the training that tested each subject."""
+    means, tests = [], []
+    for one in claims:
+        means.append(mean_interval(one.difference, **interval, groups=trained.loc[one.difference.index]))
+        tests.append(paired_comparison(one.difference - one.bound, 0 * one.difference, **interval)["p_value"])
     found = []
     for claim, mean, p_value in zip(claims, means, holm(tests), strict=True):
         clear = claim.cheaper and p_value < 1 - interval["confidence"]
         verdict = _verdict(mean["low"], mean["high"], claim.bound) if clear else "undecided"
         parts = {"estimate": mean["mean"]} | {f"estimate_{key}": mean[key] for key in ("low", "high")}
-        parts |= {"estimate_undefined": mean["n_undefined"], "corrected_p": p_value, "n": mean["n"]}
-        found.append({"number": claim.number, "claim": claim.text, **parts, "verdict": verdict, "shown": claim.shown})
+        parts |= {"estimate_undefined": mean["n_undefined"], "corrected_p": p_value, "n": mean["n"], "verdict": verdict}
+        open_at = verdict == "undecided" and claim.cheaper
+        parts |= {"decides_at": _decides_at(claim, power, interval["confidence"]) if open_at else math.nan}
+        found.append({"number": claim.number, "claim": claim.told, **parts, "shown": claim.shown})
     return pd.DataFrame(found)
+
+
+def _decides_at(claim: Claim, power: float, confidence: float) -> float:
+    effect = claim.difference.mean() - claim.bound
+    n = subjects_needed(claim.difference.std(), effect, power=power, confidence=confidence)
+    return n if n <= TOO_MANY else math.inf if n > TOO_MANY else math.nan
 
 
 def _verdict(low: float, high: float, bound: float) -> str:
@@ -126,7 +164,7 @@ def _beaten(presegmenter: str) -> list[tuple[str, str, str]]:
 def _in_table1(table1: pd.DataFrame, claims: list[tuple[str, str, str]]) -> list[Claim]:
     """The claims of more Dice than another row has, where Table 1 has that row."""
     return [
-        Claim(number, text, _less(table1, CHAIN, name), "Table 1")
+        _more((number, text, "Table 1"), table1, {"method": CHAIN}, {"method": name})
         for number, text, name in claims
         if name in {*table1.method}
     ]
@@ -134,7 +172,7 @@ def _in_table1(table1: pd.DataFrame, claims: list[tuple[str, str, str]]) -> list
 
 def _of_t_prime(sweep: pd.DataFrame) -> list[Claim]:
     """Fig. 3. Each fold tests the T' that its own validation subjects chose."""
-    curve, spread = (_by(sweep, metric, "t_prime", CHAIN) for metric in ("dice", "uncertainty"))
+    curve, spread = (_by(sweep, metric, "t_prime") for metric in ("dice", "uncertainty"))
     chosen, first, last = chosen_t_primes(sweep), min(spread), max(spread)
     home = sweep[sweep.split == "test"].groupby("subject").fold.first()
     at_chosen = pd.Series({subject: curve.at[subject, chosen[fold]] for subject, fold in home.items()})
@@ -148,14 +186,14 @@ def _of_t_prime(sweep: pd.DataFrame) -> list[Claim]:
     bends = 2 * spread[middle] - spread[first] - spread[last]
     return [
         *(Claim("C4", f"{best} {part(end)}", at_chosen - curve[end], "Fig. 3") for end in (first, last)),
-        Claim("C5", f"uncertainty grows from {part(first)} to {part(middle)}", grows, "Fig. 3"),
-        Claim("C5", f"and grows less from there to {part(last)}", bends, "Fig. 3"),
+        Claim("C5", f"uncertainty grows from {part(first)} to {part(middle)}", grows, "Fig. 3", metric="uncertainty"),
+        Claim("C5", f"and grows less from there to {part(last)}", bends, "Fig. 3", metric="uncertainty"),
     ]
 
 
 def _of_ensemble_size(draws: pd.DataFrame) -> list[Claim]:
     """Fig. 4: the mean over the random ensembles of a size, and how far they scatter."""
-    sizes, drawn = (_by(draws, "dice", "ensemble_size", CHAIN, over) for over in ("mean", "std"))
+    sizes, drawn = (_by(draws, "dice", "ensemble_size", over) for over in ("mean", "std"))
     one, some, most = min(sizes), sorted(sizes)[len(sizes.columns) // 2], max(sizes)
     flattens = 2 * sizes[some] - sizes[one] - sizes[most]
     return [
@@ -166,7 +204,7 @@ def _of_ensemble_size(draws: pd.DataFrame) -> list[Claim]:
 
 
 def _of_presegs(presegs: pd.DataFrame) -> list[Claim]:
-    from_start = _by(presegs, "dice", "start", CHAIN)
+    from_start = _by(presegs, "dice", "start")
     others = from_start.drop(columns=["empty", "best"]).mean(axis=1, skipna=False)
     return [
         Claim("C7", "the best start beats weaker ones, on average", from_start["best"] - others, "Table 2"),
@@ -194,13 +232,40 @@ def _of_solvers(scores: pd.DataFrame, few_calls: int, margin: float) -> list[Cla
 
 
 def _of_uncertainty(scores: pd.DataFrame) -> list[Claim]:
-    area, random, distance = (_by(scores, name) for name in ("risk_area", "risk_area_random", "energy_distance"))
+    area, random = (_by(scores, name, "method")[CHAIN] for name in ("risk_area", "risk_area_random"))
     ranks = "uncertainty ranks the errors: area under the risk, random less ours"
-    nearer = "members are nearer to the raters than an ensemble of seeds: energy distance, its less ours"
-    claims = [Claim("C10", ranks, random[CHAIN] - area[CHAIN], "Agreement")]
+    claims = [Claim("C10", ranks, random - area, "Agreement", metric="risk_area")]
     if "deep_ensemble" in {*scores.method}:
-        claims.append(Claim("C10", nearer, distance["deep_ensemble"] - distance[CHAIN], "Agreement"))
+        nearer = "members are nearer to the raters than an ensemble of seeds: energy distance, its less ours"
+        rows = {"method": CHAIN}, {"method": "deep_ensemble"}
+        claims.append(_more(("C10", nearer, "Agreement"), scores, *rows, metric="energy_distance"))
     return claims
+
+
+def _of_start_matching(scores: pd.DataFrame, few_calls: int) -> list[Claim]:
+    """Our own, written down before the run: few calls of the start-matched chain beat every step of PD-DDPM, and its
+    refiner's single one. Absent where notebook 10 does not score these rows.
+    """
+    ours = {"method": "start_matched", "rule": "start_matched", "calls": few_calls}
+    if not ((scores.method == ours["method"]) & (scores.calls == few_calls)).any():
+        return []
+    calls = f"start-matched at {few_calls} calls beats"
+    rivals = {"PD-DDPM at every step": EVERY_STEP, "the refiner": {"method": "refiner"}}
+    said = {"dice": "", "lesion_f1": " in lesion F1", "energy_distance": " in energy distance, its less ours"}
+    return [
+        _more(("C11", f"{calls} {title}{words}", "Fewer calls"), scores, ours, theirs, metric=metric)
+        for title, theirs in rivals.items()
+        if theirs["method"] in {*scores.method}
+        for metric, words in said.items()
+    ]
+
+
+def _more(about: tuple[str, str, str], scores: pd.DataFrame, ours: Row, theirs: Row, metric: str = "dice") -> Claim:
+    """A claim of more than another row has; of an energy distance, of less. about: number, text, where it is shown."""
+    number, text, shown = about
+    less = metric == "energy_distance"
+    difference = _difference(scores, theirs, ours, metric) if less else _difference(scores, ours, theirs, metric)
+    return Claim(number, text, difference, shown, (ours["method"], theirs["method"]), metric)
 
 
 def _not_worse(
@@ -208,28 +273,19 @@ def _not_worse(
 ) -> Claim:
     """A claim of "not worse" at fewer calls a slice, which are told. about: number, text, and where it is shown."""
     number, text, shown = about
-    (mine, a), (other, b) = (_of_row(scores, row, metric) for row in (ours, theirs))
-    return Claim(number, f"{text} ({a:g} against {b:g} calls)", mine - other, shown, bound=-margin, cheaper=a < b)
+    calls = tuple(float(select(scores, row).nfe.mean()) for row in (ours, theirs))
+    difference = _difference(scores, ours, theirs, metric)
+    return Claim(number, text, difference, shown, (ours["method"], theirs["method"]), metric, -margin, calls)
 
 
-def _of_row(scores: pd.DataFrame, row: Row, metric: str) -> tuple[pd.Series, float]:
-    """A row's scores, NaN for a test subject that it lacks, and its network calls a slice."""
-    rows, tested = select(scores, row), sorted(scores[scores.split == "test"].subject.unique())
-    mine = rows[(rows.metric == metric) & (rows.split == "test")]
-    return subject_values(mine).reindex(tested), float(rows.nfe.mean())
+def _difference(scores: pd.DataFrame, ours: Row, theirs: Row, metric: str) -> pd.Series:
+    """A score less that of another row, for each subject that both were tested on."""
+    tested = scores[scores.split == "test"]
+    pairs = paired_values(select(tested, ours), select(tested, theirs), metric)
+    return pairs.ours - pairs.theirs
 
 
-def _less(scores: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
-    """Dice of a method less that of another, by test subject."""
-    dice = _by(scores, "dice")
-    return dice[ours] - dice[theirs]
-
-
-def _by(
-    scores: pd.DataFrame, metric: str, column: str = "method", method: str | None = None, over: str = "mean"
-) -> pd.DataFrame:
-    """Scores of the test subjects (rows) by the values of a column, of one method if it is named."""
-    rows = scores[(scores.metric == metric) & (scores.split == "test")]
-    if method is not None:
-        rows = rows[rows.method == method]
+def _by(scores: pd.DataFrame, metric: str, column: str, over: str = "mean") -> pd.DataFrame:
+    """PD-DDPM's scores of the test subjects (rows) by the values of a column."""
+    rows = scores[(scores.metric == metric) & (scores.split == "test") & (scores.method == CHAIN)]
     return rows.pivot_table(index="subject", columns=column, values="value", aggfunc=over, dropna=False)

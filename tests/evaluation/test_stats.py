@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from pdlib.evaluation.stats import differences, holm, mean_interval, paired_comparison
+from pdlib.evaluation.stats import (
+    design_effect,
+    detectable_difference,
+    differences,
+    holm,
+    mean_interval,
+    paired_comparison,
+    subjects_needed,
+)
 
 HOW = {"resamples": 2000, "confidence": 0.95, "seed": 0}
 
@@ -133,6 +141,25 @@ def test_the_seed_alone_decides():
     values = np.random.default_rng(0).normal(size=20)
     assert mean_interval(values, **HOW) == mean_interval(values, **HOW)
     assert mean_interval(values, **HOW) != mean_interval(values, **HOW | {"seed": 1})
+
+
+def test_a_difference_is_shown_at_its_power():
+    """By simulation: at the detectable difference four of five samples of n reject."""
+    how = {"power": 0.8, "confidence": 0.95}
+    difference, rng = detectable_difference(0.3, 60, **how), np.random.default_rng(0)
+    assert difference == pytest.approx(2.8016 * 0.3 / 60**0.5, rel=1e-4)
+    z = rng.normal(difference, 0.3, (4000, 60)).mean(axis=1) / (0.3 / 60**0.5)
+    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.02)
+    assert subjects_needed(0.3, difference * 1.0001, **how) == 60 == subjects_needed(0.3, -difference * 1.0001, **how)
+    assert np.isinf(subjects_needed(0.3, 0, **how)) and np.isnan(subjects_needed(0.3, np.nan, **how))
+
+
+def test_the_design_effect_is_that_of_the_nested_model():
+    """Variance of the mean of 3 groups of 20, by simulation: a twentieth of all variance lies between groups."""
+    rng, share = np.random.default_rng(0), 0.05
+    means = rng.normal(0, share**0.5, (20000, 3)).mean(axis=1) + rng.normal(0, ((1 - share) / 60) ** 0.5, 20000)
+    assert means.var() * 60 == pytest.approx(design_effect(60, 3, share), rel=0.04)
+    assert design_effect(12, 1, share) == 1
 
 
 def test_holm_by_hand():

@@ -5,9 +5,12 @@ import pandas as pd
 import pytest
 from conftest import rows
 
+from pdlib.evaluation.stats import mean_interval
+from pdlib.report.tables import table_markdown
 from pdlib.study.claims import EVERY_STEP, chosen_t_primes, ledger
 
 INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
+HOW = {"presegmenter": "attention_unet", "margin": 0.01, "power": 0.8, "interval": INTERVAL}
 BASE = np.linspace(0.5, 0.8, 12)
 NOISE = np.random.default_rng(0).normal(0, 0.004, 12)
 
@@ -69,10 +72,7 @@ def results(addpm_calls=8, **gains):
 
 
 def read(**gains):
-    found = ledger(
-        results(pd_ddpm=0.0, **gains), presegmenter="attention_unet", few_calls=10, margin=0.01, interval=INTERVAL
-    )
-    return found.set_index(["number", "claim"])
+    return ledger(results(pd_ddpm=0.0, **gains), few_calls=10, **HOW).set_index(["number", "claim"])
 
 
 def test_differences_are_the_ones_named():
@@ -116,7 +116,7 @@ def test_an_interval_alone_decides_nothing():
         name: scores[scores.subject.isin([f"Utrecht/{i}" for i in range(6)])]
         for name, scores in results(pd_ddpm=0).items()
     }
-    found = ledger(few, presegmenter="attention_unet", few_calls=10, margin=0.01, interval=INTERVAL)
+    found = ledger(few, few_calls=10, **HOW)
     assert (found[found.number == "C2"].estimate_low > 0).all()
     assert (found.corrected_p >= 1 / 32).all() and set(found.verdict) == {"undecided"}
 
@@ -136,8 +136,7 @@ def test_each_fold_tests_the_t_prime_of_its_own_validation():
     sweep.loc[best, "value"] += 0.1
     sweep.loc[(sweep.split == "test") & (sweep.t_prime == 50) & (sweep.metric == "dice"), "value"] += 0.02
     assert chosen_t_primes(sweep).to_dict() == {0: 30, 1: 50}
-    how = {"presegmenter": "attention_unet", "few_calls": 10, "margin": 0.01, "interval": INTERVAL}
-    claims = ledger(found | {"t_prime_scores": sweep}, **how)
+    claims = ledger(found | {"t_prime_scores": sweep}, few_calls=10, **HOW)
     least, whole = claims[claims.number == "C4"].itertuples()
     assert least.claim.startswith("T'/T = 0.3 or 0.5, best on validation")
     assert (least.estimate, whole.estimate) == pytest.approx((0.02, 0.04))
@@ -146,13 +145,99 @@ def test_each_fold_tests_the_t_prime_of_its_own_validation():
 def test_rows_are_found_by_columns_beside_others_of_the_same_method():
     """Two solvers, two rules of PD-DDPM and two pairs of ADDPM stand in the tables; the chosen ones are compared."""
     tables = results(pd_ddpm=0.0, addpm=-0.1)
-    how = {"presegmenter": "attention_unet", "margin": 0.01, "interval": INTERVAL}
-    few, fewer = (ledger(tables, few_calls=calls, **how).set_index("number").claim["C9"] for calls in (10, 5))
+    few, fewer = (ledger(tables, few_calls=calls, **HOW).set_index("number").claim["C9"] for calls in (10, 5))
     assert few.endswith("(21 against 61 calls)") and fewer.endswith("(11 against 61 calls)")
     with pytest.raises(ValueError, match=r"PD-DDPM, DPM-Solver\+\+, 7 calls: no scores"):
-        ledger(tables, few_calls=7, **how)
+        ledger(tables, few_calls=7, **HOW)
 
 
 def test_claims_come_in_their_order():
     found = list(dict.fromkeys(read().reset_index().number))
     assert found == ["C1", "C2", "C2b", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "control"]
+
+
+def with_start_matching(gain, refiner=True):
+    """The tables with a start-matched chain that is better by so much in each score than every step of PD-DDPM."""
+    tables = results(pd_ddpm=0.0)
+    known = {"dice": (BASE, gain), "lesion_f1": (BASE - 0.1, gain), "energy_distance": (1 - BASE, -gain)}
+    parts = [tables["fewer_calls_scores"]]
+    for metric, (values, better) in known.items():
+        ours = {"nfe": 51, "rule": "start_matched"}
+        parts.append(rows("start_matched", values + better + NOISE, metric, calls=10, **ours))
+        parts.append(rows("start_matched", values - 9, metric, calls=30, **ours))
+        if metric != "dice":
+            parts.append(rows(values=values, metric=metric, nfe=61, calls=30, **EVERY_STEP))
+        if refiner:
+            parts.append(rows("refiner", values + better - 0.2 * np.sign(better) + NOISE, metric, nfe=2))
+    return tables | {"fewer_calls_scores": pd.concat(parts)}
+
+
+def test_start_matching_is_claimed_in_six_rows():
+    found = ledger(with_start_matching(0.1), few_calls=10, **HOW)
+    ours = found[found.number == "C11"]
+    assert ours.claim.tolist() == [
+        f"start-matched at 10 calls beats {rival}{words}"
+        for rival in ("PD-DDPM at every step", "the refiner")
+        for words in ("", " in lesion F1", " in energy distance, its less ours")
+    ]
+    shift = NOISE.mean()
+    assert ours.estimate.tolist() == pytest.approx([0.1 + shift, 0.1 + shift, 0.1 - shift, 0.2, 0.2, 0.2])
+    assert (ours.verdict == "holds").all() and (ours.n == 12).all()
+    worse = ledger(with_start_matching(-0.1), few_calls=10, **HOW).query("number == 'C11'")
+    assert (worse.verdict == "does not hold").all(), "reported whatever it says"
+    assert found.number.unique().tolist()[-3:] == ["C10", "C11", "control"]
+    alone = ledger(with_start_matching(0.1, refiner=False), few_calls=10, **HOW)
+    assert (alone.number == "C11").sum() == 3
+    with pytest.raises(ValueError, match="no scores"):
+        ledger(with_start_matching(0.1), few_calls=7, **HOW)
+    assert "C11" not in read().reset_index().number.tolist()
+
+
+def test_more_rows_are_corrected_for_together():
+    few, many = read(), ledger(with_start_matching(0.1), few_calls=10, **HOW).set_index(["number", "claim"])
+    shared = few.corrected_p[few.corrected_p < 1]
+    assert (many.corrected_p[shared.index] > shared).any() and (many.corrected_p[shared.index] >= shared).all()
+
+
+def test_undecided_rows_say_what_would_decide_them():
+    """By (1.96 + 0.84)^2 sd^2 / effect^2 of the difference to the bound; equal rows would need subjects for ever."""
+    tables = results(pd_ddpm=0.0)
+    wide = np.where(np.arange(12) % 2, 0.3, -0.3) + 0.05
+    table1 = tables["table1_scores"]
+    table1 = pd.concat(
+        [table1[~table1.method.isin(["tdpm", "es_ddpm"])], rows("tdpm", BASE - wide), rows("es_ddpm", BASE)]
+    )
+    found = ledger(tables | {"table1_scores": table1}, few_calls=10, **HOW)
+    tdpm, es_ddpm = found[found.number == "C3"].itertuples()
+    assert tdpm.verdict == es_ddpm.verdict == "undecided"
+    assert tdpm.decides_at == np.ceil((1.959964 + 0.841621) ** 2 * wide.var(ddof=1) / 0.05**2)
+    assert np.isinf(es_ddpm.decides_at) and found.decides_at[found.verdict != "undecided"].isna().all()
+    text = table_markdown(found, "Claims")
+    assert "effect too small" in text and f"| undecided | {tdpm.decides_at:.0f} |" in text
+    dear = read(addpm=0.05, addpm_calls=16)
+    assert dear.loc["C8"].decides_at.isna().all(), "no sample saves calls"
+
+
+def test_rows_on_different_subjects_are_compared_on_those_of_both():
+    """TDPM on six of twelve, of which one is undefined; another row keeps all its subjects."""
+    tables = results(pd_ddpm=0.0, tdpm=-0.05)
+    table1 = tables["table1_scores"]
+    half = table1[(table1.method != "tdpm") | table1.subject.isin([f"Utrecht/{i}" for i in range(6)])].copy()
+    half.loc[(half.method == "tdpm") & (half.subject == "Utrecht/0"), "value"] = np.nan
+    found = ledger(tables | {"table1_scores": half}, few_calls=10, **HOW)
+    tdpm, es_ddpm = found[found.number == "C3"].itertuples()
+    assert (tdpm.n, tdpm.estimate_undefined, es_ddpm.n, es_ddpm.estimate_undefined) == (5, 1, 12, 0)
+    assert tdpm.estimate == pytest.approx(0.05 - NOISE[1:6].mean())
+
+
+def test_intervals_resample_the_trainings_that_tested_the_subjects():
+    tables = results(pd_ddpm=0.0)
+    seeds = {f"Utrecht/{i}": i // 4 for i in range(12)}
+    table1 = tables["table1_scores"]
+    table1 = table1.assign(seed=table1.subject.map(seeds))
+    found = ledger(tables | {"table1_scores": table1}, few_calls=10, **HOW)
+    row = found[found.number == "C2"].iloc[0]
+    order = sorted(range(12), key=lambda i: f"Utrecht/{i}")
+    expected = mean_interval(0.02 - NOISE[order], **INTERVAL, groups=[i // 4 for i in order])
+    assert (row.estimate_low, row.estimate_high) == pytest.approx((expected["low"], expected["high"]))
+    assert row.corrected_p == read().loc["C2"].corrected_p.iloc[0], "the test is over subjects"
