@@ -10,6 +10,7 @@ import pandas as pd
 
 from pdlib.data import folds, wmh
 from pdlib.evaluation import records
+from pdlib.methods import CHAIN
 from pdlib.paths import COMMITTED, COMMITTED_SCORES, Layout, layout
 from pdlib.profiles import Profile, load_profile
 from pdlib.study import preparation
@@ -18,15 +19,13 @@ from pdlib.study.run import Run
 from pdlib.training.weights import Weights, export_weights, load_weights
 
 DRAWN_FOR = {  # a phantom of its own, on which every machine computes alike
-    "seed": 2026,
+    "seed": 2023,  # the three have neither few lesions nor many
     "data": {"folds": 3, "cases_per_site": 1},
     "repeats": {"seeds": [0], "further_per_site": 0, "others_per_site": None},
     "machine": {"device": "cpu", "precision": "32-true", "workers": 1},
 }
 LARGEST = 8_000_000  # bytes of all files together
 DIGITS = 3  # of a Dice in the table: what half precision and another machine must not change
-ROWS = ("attention_unet", "pd_ddpm", "addpm")
-MATCHED = ("start_matched", "refiner")  # where the profile trains them
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,8 @@ def drawn(profile: str, root: Path, folder: Path) -> Stored:
 
 def scores(run: Stored) -> pd.DataFrame:
     """Dice of one member of each row that the networks of a run are for: method, subject, dice."""
-    wanted = ROWS if run.profile.start_matched is None else (*ROWS, *MATCHED)
+    wanted = [run.profile.comparison.presegmenter, CHAIN, "addpm"]
+    wanted += [] if run.profile.start_matched is None else ["start_matched", "refiner"]
     rows = [Row.of(run, name, size=1) for name in wanted]
     parts = [row.scores(split) for row in rows for split in ("train", "validation", "test")]
     found = pd.concat(parts).query("metric == 'dice'").rename(columns={"value": "dice"})
