@@ -110,7 +110,8 @@ def look(profile: Profile, place: Layout, data: str) -> tuple[int, Head, float]:
         written = phantom.write_case(Path(folder), 1, 0, seed=profile.seed, parameters=recipe, **how)
         seconds = _each(started, 1)
         head = _head(profile, [Case(written, "", Path(folder) / written)])
-    return len(recipe["sites"]) * profile.data.cases_per_site, head, seconds
+    per_site = profile.data.cases_per_site + profile.repeats.further_per_site
+    return len(recipe["sites"]) * per_site, head, seconds
 
 
 def _some(cases: list[Case]) -> list[Case]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def subject_table(cases: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     return folds.with_further(table, cases[further], **how)
 
 
+@cache
 def sites() -> int:
     """How many sites the phantom has."""
     return len(_recipe()["phantom"]["sites"])

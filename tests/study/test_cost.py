@@ -12,7 +12,7 @@ from pdlib.profiles import load_profile, profile_names
 from pdlib.study import cost
 from pdlib.study.cost import Machine, about, cheaper, report, wall_seconds
 from pdlib.study.speed import Head, compute_of, measure, seconds_of_call, seconds_of_update, trials
-from pdlib.study.work import missing, works
+from pdlib.study.work import Count, missing, works
 from pdlib.workflow import graph, place_of
 
 HEAD = Head(6, 16, 16, (6, 16, 16), (3.0, 4.0, 4.0))
@@ -29,11 +29,26 @@ def test_work_is_counted_by_hand():
     steps = profile.denoiser.diffusion.schedule.steps
     unet = work["02_train_segmenters.unet_0"]
     assert unet[("update", "unet")] == 20 and unet[("call", "unet")] == 6 * (2 * 2 + 4)
-    assert work["03_train_ddpm"][("update", "denoiser")] == 30
+    assert work["03_train_ddpm.0"][("update", "denoiser")] == 30
     half, whole = (work[f"05_sweep_t_prime.{t_prime}"] for t_prime in (500, 1000))
     assert half[("call", "denoiser")] == 3 * (steps // 2) * 4 * 6 and whole[("call", "denoiser")] == 3 * steps * 4 * 6
     assert work["01_prepare_data"][("case", "")] == 10
     assert all(one[("start", "")] == 1 for one in work.values())
+
+
+def test_key_rows_are_counted_on_all_further_subjects_and_the_others_on_a_few():
+    repeats = {"seeds": [0, 1], "further_per_site": 5, "others_per_site": 2, "key_methods": ["pd_ddpm"]}
+    changes = {"repeats": repeats, "comparison": {"methods": ["pd_ddpm", "ddpm"]}, "sweep": {"t_primes": [50]}}
+    profile = load_profile("smoke", changes)
+    work = works(profile, subjects=10 + 3 * 5, slices=6)
+    steps, size = 20, 3
+    assert work["01_prepare_data"][("case", "")] == 25
+    assert all(work[f"03_train_ddpm.{seed}"] == work["03_train_ddpm.0"] for seed in (0, 1))
+    calls = {"pd_ddpm": (15, len(range(0, 6, 4))), "ddpm": (6, steps // 4)}  # T' = 6 of 20, about every fourth index
+    expected = sum(subjects * size * chain * 6 for subjects, chain in calls.values())
+    alone = Count(profile, subjects=25, slices=6).job("04_compare_methods")  # as if no job had kept samples
+    assert alone[("call", "denoiser")] == expected and alone[("score", "")] == 15 + 6
+    assert work["05_sweep_t_prime.50"][("score", "")] == 2 + 6, "validation and the few"
 
 
 def test_what_an_earlier_job_has_sampled_costs_nothing_again():
@@ -69,7 +84,7 @@ def test_only_jobs_that_have_not_run_are_counted(tmp_path):
 
 def test_jobs_run_beside_each_other_and_after_what_they_wait_for():
     profile = load_profile("smoke")
-    jobs = ["01_prepare_data", "02_train_segmenters.unet_0", "02_train_segmenters.bayesian_unet_0", "03_train_ddpm"]
+    jobs = ["01_prepare_data", "02_train_segmenters.unet_0", "02_train_segmenters.bayesian_unet_0", "03_train_ddpm.0"]
     seconds = dict(zip(jobs, (10.0, 5.0, 5.0, 10.0), strict=True))
     assert wall_seconds(profile, seconds, 1) == 30
     assert wall_seconds(profile, seconds, 2) == 20

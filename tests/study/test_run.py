@@ -11,9 +11,11 @@ import torch
 from conftest import rewritten
 
 from pdlib.data import wmh
+from pdlib.data.folds import with_further
 from pdlib.evaluation import records
 from pdlib.paths import Layout
 from pdlib.study import run as run_module
+from pdlib.study.rows import members_rows
 from pdlib.study.run import Run, diffusion_of
 from pdlib.training.weights import load_weights
 
@@ -29,6 +31,50 @@ def test_no_subject_is_in_two_parts_whatever_the_fold(networks):
         assert sum(map(len, parts)) == len(set.union(*parts)) == 9 and all(parts)
         tested += run.subjects("test")
     assert len(tested) == len(set(tested)) == 9, "each subject is tested once"
+
+
+@pytest.fixture
+def further(trained):
+    """A run with two repeats and eight further subjects a site, two of which every row is tested on."""
+    folds = records.read_table(trained.place.folds)
+    more = [(f"further/{site}/{i}", site, float(i)) for site in ("Utrecht", "GE3T") for i in range(8)]
+    cases = pd.DataFrame(more, columns=["subject", "site", "lesion_ml"])
+    table = with_further(folds, cases, seeds=[4, 7], others_per_site=2, seed=0)
+    records.write_table(trained.place.folds, table, {})
+    repeats = {"seeds": (4, 7), "further_per_site": 8, "others_per_site": 2, "key_methods": ("pd_ddpm",)}
+    repeats = trained.profile.repeats.model_copy(update=repeats)
+    return Run.at(trained.place, trained.profile.model_copy(update={"repeats": repeats}))
+
+
+def test_further_subjects_are_tested_each_in_one_repeat(further, networks):
+    before = networks.run
+    for split in ("train", "validation"):
+        assert further.subjects(split) == before.subjects(split)
+        assert {further.seed_of(subject) for subject in further.subjects(split)} == {4}
+    few, key = further.subjects("test"), further.subjects("key")
+    assert (len(few), len(key)) == (4, 16) and set(few) < set(key)
+    assert further.tested("pd_ddpm") == key and further.tested("ddpm") == few
+    for subjects in (few, key):
+        seeds = [further.seed_of(subject) for subject in subjects]
+        assert seeds.count(4) == seeds.count(7) == len(subjects) // 2
+    assert {further.site(subject) for subject in few} == {"Utrecht", "GE3T"}
+    assert further.whose == "phantom, profile tiny, 16 test subjects of the key rows, 4 of the others"
+
+
+def test_without_further_subjects_every_row_is_tested_on_the_test_fold(networks):
+    run = networks.run
+    assert run.subjects("key") == run.subjects("test") == run.tested("pd_ddpm") == run.tested("unet")
+    assert {run.seed_of(subject) for subject in run.subjects("test")} == {0}
+    assert run.whose == "phantom, profile tiny, 3 test subjects"
+
+
+def test_a_score_names_the_repeat_that_made_it(trained):
+    repeats = trained.profile.repeats.model_copy(update={"seeds": (5,)})
+    run = Run.at(trained.place, trained.profile.model_copy(update={"repeats": repeats, "seed": 3}))
+    subject = run.subjects("test")[0]
+    members = np.zeros((1, *run.volume(subject).mask.shape), np.float32)
+    about = {"method": "unet", "split": "test", "nfe": 1}
+    assert set(members_rows(run, members, subject, **about).seed) == {5}
 
 
 def test_a_few_subjects_are_spread_over_the_sites(networks):
@@ -90,7 +136,7 @@ def test_weights_are_read_once_and_networks_built_once(trained):
     other = run.network(run.weights("attention_unet_0"), "segmenter")
     assert other is not network and run.weights("attention_unet_0") != weights
     assert any(not torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
-    with pytest.raises(ValueError, match=r"denoiser/best\.safetensors: holds a denoiser, not a segmenter or generator"):
+    with pytest.raises(ValueError, match=r"denoiser_0/best\.safetensors: holds a denoiser, not a segmenter or generator"):
         run.network(run.weights("denoiser_0"), "segmenter", "generator")
     with pytest.raises(ValueError, match=r"attention_unet_0/best\.safetensors: holds a segmenter, not a denoiser"):
         run.denoiser(run.weights("attention_unet_0"))
@@ -159,7 +205,7 @@ def test_a_run_with_changed_settings_takes_the_profile_s_networks_and_writes_apa
 
 def test_a_run_whose_changes_concern_its_networks_takes_no_others(trained):
     run = changed(trained, own_networks=True)
-    with pytest.raises(ValueError, match=r"changed/abc/weights/denoiser/best\.safetensors"):
+    with pytest.raises(ValueError, match=r"changed/abc/weights/denoiser_0/best\.safetensors"):
         run.weights("denoiser_0")
     shutil.copytree(trained.place.weights("denoiser_0"), run.place.weights("denoiser_0"))
     assert run.weights("denoiser_0").path == run.place.weights("denoiser_0") / "best.safetensors"
@@ -174,7 +220,7 @@ def test_opening_asks_for_what_the_notebook_stands_on_and_stamps_what_was_change
         shutil.copy(theirs, ours)
     run = Run.open("05_sweep_t_prime", "smoke", 2, str(place.out), {"chain": {"eta": 0.5}})
     assert asked == [
-        (run.place, run.profile, ["01_prepare_data", "02_train_segmenters.attention_unet_0", "03_train_ddpm"])
+        (run.place, run.profile, ["01_prepare_data", "02_train_segmenters.attention_unet_0", "03_train_ddpm.0"])
     ]
     assert run.place.trained == place and run.place.results.is_relative_to(place.shared.results / "changed")
     assert (run.fold, run.profile.chain.eta, run.note) == (2, 0.5, "phantom")
