@@ -14,6 +14,7 @@ from pdlib.study.validation import (
     sampled_dice,
     segmenter_dice,
     state_faults,
+    state_overlap,
     state_statistics,
 )
 
@@ -118,3 +119,19 @@ def test_faults_by_hand(drawn, faults):
     states = pd.DataFrame([(0.89, 0.0, 0.46, 0.46), drawn], ["diffused", "drawn"], columns)
     limits = {"mean_in_lesions": 0.1, "mean_outside": 0.02, "deviation_outside": 0.05, "between_draws": 0.9}
     assert state_faults(states, limits, "diffused") == faults
+
+
+def test_overlap_of_states_is_a_dice_without_their_noise(networks):
+    """Half of each lesion and as much outside: a Dice of one half; noise of mean 0 changes nothing."""
+    run, states = networks.run, {}
+    for subject in run.subjects("validation"):
+        volume = run.volume(subject)
+        mask = 0.5 * (volume.mask == 1)
+        outside = np.argwhere(volume.brain & (volume.mask != 1))[: (volume.mask == 1).sum()]
+        mask[tuple(outside.T)] = 0.5
+        noise = np.random.default_rng(0).standard_normal(mask.shape)
+        for part in (volume.mask == 1, volume.brain & (volume.mask != 1)):
+            noise[part] -= noise[part].mean()
+        states[subject] = -0.8 + 1.6 * mask + 0.5 * noise
+    found = state_overlap(run, states, -0.8, 0.8)
+    assert found == {"in_lesions": pytest.approx(0.0, abs=1e-6), "overlap": pytest.approx(0.5)}
