@@ -80,7 +80,7 @@ def ensemble_draws(run: Run, pool: np.ndarray, subject: str, sizes: Sequence[int
 
 
 def _score_rows(run: Run, scores: dict[str, float], members: np.ndarray, subject: str, **about) -> pd.DataFrame:
-    where = {"fold": run.fold, "seed": run.seed, "subject": subject, "site": run.site(subject)}
+    where = {"fold": run.fold, "seed": run.seed_of(subject), "subject": subject, "site": run.site(subject)}
     return records.score_rows(scores, **where | {"ensemble_size": len(members)} | about)
 
 
