@@ -36,6 +36,7 @@ help:
 	@echo "make bench                                                                          speed, into results/bench_*.csv"
 	@echo "make lab                                                                            JupyterLab on the notebooks"
 	@echo "make weights PROFILE=night                                                          its networks into weights/"
+	@echo "make plan PROFILE=night                                                             what that run can show, before it"
 	@echo "make readme                                                                         README's numbers from results/"
 	@echo "make clean                                                                          removes the environment and the runs"
 
@@ -62,6 +63,9 @@ lab: $(READY)
 
 weights: $(READY)
 	"$(PYTHON)" -m pdlib.study.committed
+
+plan: $(READY)
+	@"$(PYTHON)" -m pdlib.study.plan "$$PDLIB_PROFILE" "$$PDLIB_CHANGES"
 
 readme: $(READY)
 	"$(PYTHON)" -m pdlib.report.readme README.md

@@ -38,6 +38,7 @@ class Claim:
         metric: of the difference.
         bound: 0 for a claim of more; minus the margin for one of "not worse".
         calls: of both rows, of a claim of "not worse": it says nothing where none were saved.
+        planned: the text before a run has chosen anything, where it differs.
     """
 
     number: str
@@ -48,6 +49,7 @@ class Claim:
     metric: str = "dice"
     bound: float = 0.0
     calls: tuple[float, float] | None = None
+    planned: str = ""
 
     @property
     def told(self) -> str:
@@ -181,11 +183,16 @@ def _of_t_prime(sweep: pd.DataFrame) -> list[Claim]:
     def part(*t_primes: int) -> str:
         return f"T'/T = {' or '.join(f'{t_prime / last:g}' for t_prime in t_primes)}"
 
-    best = f"{part(*sorted({*chosen}))}, best on validation, beats"
+    def beats(end: int) -> Claim:
+        text, planned = (
+            f"{one}, best on validation, beats {part(end)}" for one in (part(*sorted({*chosen})), "a T'/T")
+        )
+        return Claim("C4", text, at_chosen - curve[end], "Fig. 3", planned=planned)
+
     grows = spread[middle] - spread[first]
     bends = 2 * spread[middle] - spread[first] - spread[last]
     return [
-        *(Claim("C4", f"{best} {part(end)}", at_chosen - curve[end], "Fig. 3") for end in (first, last)),
+        *map(beats, (first, last)),
         Claim("C5", f"uncertainty grows from {part(first)} to {part(middle)}", grows, "Fig. 3", metric="uncertainty"),
         Claim("C5", f"and grows less from there to {part(last)}", bends, "Fig. 3", metric="uncertainty"),
     ]
@@ -197,10 +204,14 @@ def _of_ensemble_size(draws: pd.DataFrame) -> list[Claim]:
     one, some, most = min(sizes), sorted(sizes)[len(sizes.columns) // 2], max(sizes)
     flattens = 2 * sizes[some] - sizes[one] - sizes[most]
     return [
-        Claim("C6", f"{most} members beat {one}", sizes[most] - sizes[one], "Fig. 4"),
-        Claim("C6", f"and gain less from {some} on than up to there", flattens, "Fig. 4"),
-        Claim("C6", f"{most} members scatter less than {one}", drawn[one] - drawn[most], "Fig. 4"),
+        _of_size(f"{most} members beat {one}", sizes[most] - sizes[one], "the most members beat one"),
+        _of_size(f"and gain less from {some} on than up to there", flattens, "and gain less from a middle size on"),
+        _of_size(f"{most} members scatter less than {one}", drawn[one] - drawn[most], "they scatter less than one"),
     ]
+
+
+def _of_size(text: str, difference: pd.Series, planned: str) -> Claim:
+    return Claim("C6", text, difference, "Fig. 4", planned=planned)
 
 
 def _of_presegs(presegs: pd.DataFrame) -> list[Claim]:

@@ -1,0 +1,134 @@
+"""What a run will be able to show, written down before it: `python -m pdlib.study.plan PROFILE [CHANGES]`.
+
+The spreads are those of the finished run of SOURCE; a row that it lacks is stood in for by the nearest that it has.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+import yaml
+
+from pdlib.evaluation import records
+from pdlib.evaluation.stats import design_effect, detectable_difference
+from pdlib.methods import CHAIN
+from pdlib.paths import ROOT, Layout
+from pdlib.profiles import Profile, load_profile
+from pdlib.report.titles import display_name, row_title
+from pdlib.report.values import select
+from pdlib.study.claims import EVERY_STEP, TABLES, Claim, Scores, registered
+from pdlib.workflow import place_of
+
+SOURCE = "cpu"
+
+
+def plan(profile: Profile, tables: Scores, source: Profile) -> pd.DataFrame:
+    """A row for each claim of a profile, from the score tables of an earlier run of another, the source.
+
+    Columns: number, claim, metric, bound, rows (compared), subjects, seeds, spread (standard deviation of the paired
+    difference) and spread_from, detectable_subjects (the smallest difference to the bound that so many subjects show at
+    `statistics.power`, in one two-sided test, by the normal approximation), detectable (the same where the part
+    seed_share of the variance lies between trainings: an assumption, for the earlier run had one), taken_out (of the
+    profile as it stands in configs/).
+    """
+    few = source.fewer_calls.few_calls
+    tables, nearest = _with_stand_ins(tables, profile, few)
+    how = {"presegmenter": profile.comparison.presegmenter, "margin": profile.statistics.margin, "few_calls": few}
+    sites = tables["table1_scores"].site.nunique()
+    taken = json.dumps(profile.changes, sort_keys=True) if profile.changes else "nothing"
+    found = []
+    for claim in registered(tables, **how):
+        stood_in = [f"{display_name(name)}: {row}" for name, row in nearest(claim).items()]
+        known = f"{source.name}, {claim.difference.count()} subjects"
+        about = {"number": claim.number, "claim": claim.planned or claim.text, "metric": claim.metric}
+        about |= {"bound": claim.bound, "rows": " against ".join(map(display_name, claim.methods))}
+        about["spread_from"] = "; in place of ".join([known, *stood_in])
+        found.append(about | _shown(profile, claim, sites) | {"taken_out": taken})
+    return pd.DataFrame(found)
+
+
+def _shown(profile: Profile, claim: Claim, sites: int) -> dict:
+    """What the design of a profile shows of a claim."""
+    settings, seeds = profile.statistics, len(profile.repeats.seeds)
+    subjects = _subjects(profile, claim, sites)
+    how = {"power": settings.power, "confidence": settings.confidence}
+    spread = float(claim.difference.std())
+    alone = subjects / design_effect(subjects, seeds, settings.seed_share)
+    return {
+        "subjects": subjects,
+        "seeds": seeds,
+        "spread": spread,
+        "detectable_subjects": detectable_difference(spread, subjects, **how),
+        "seed_share": settings.seed_share,
+        "detectable": detectable_difference(spread, alone, **how),
+    }
+
+
+def _subjects(profile: Profile, claim: Claim, sites: int) -> int:
+    """How many subjects both rows of a claim are tested on: of Table 1 the key rows have more than others."""
+    repeats = profile.repeats
+    if not repeats.further_per_site:
+        return profile.data.cases_per_site * sites // profile.data.folds
+    key = claim.shown == "Table 1" and {*claim.methods} <= {*repeats.key_methods}
+    return sites * (repeats.further_per_site if key else repeats.others_per_site or repeats.further_per_site)
+
+
+def _with_stand_ins(
+    tables: Scores, profile: Profile, few_calls: int
+) -> tuple[Scores, Callable[[Claim], Mapping[str, str]]]:
+    """The tables with the rows that the profile's claims read, and which of a claim's rows are another's scores."""
+    table1, fewer, agreed = (tables[name] for name in ("table1_scores", "fewer_calls_scores", "agreement_scores"))
+    table1 = table1[table1.method.isin(profile.comparison.methods)]
+    near = {}
+    if "wolleb2021" in profile.comparison.methods and "wolleb2021" not in {*table1.method}:
+        table1 = pd.concat([table1, select(table1, {"method": "ddpm"}).assign(method="wolleb2021")])
+        near["wolleb2021", "dice"] = display_name("ddpm")
+    wanted = {"start_matched": "deep_ensemble", "refiner": profile.comparison.presegmenter}  # and whose distance
+    rows = {"start_matched": {"rule": "dpm_solver", "calls": few_calls}, "refiner": {"rule": "x0_jump"}}
+    if profile.start_matched is not None and "start_matched" not in {*fewer.method}:
+        every = select(fewer, EVERY_STEP).iloc[0]
+        parts = [fewer, _as(agreed, {"method": CHAIN}, method=CHAIN, rule=every["rule"], calls=every.calls)]
+        for name, other in wanted.items():
+            row = {"method": CHAIN} | rows[name]
+            about = {"method": name, "rule": "start_matched", "calls": few_calls}
+            parts += [select(fewer, row).assign(**about), _as(agreed, {"method": other}, **about)]
+            near |= dict.fromkeys([(name, "dice"), (name, "lesion_f1")], row_title(row))
+            near[name, "energy_distance"] = display_name(other)
+        fewer = pd.concat(parts)
+
+    def nearest(claim: Claim) -> Mapping[str, str]:
+        return {name: near[name, claim.metric] for name in claim.methods if (name, claim.metric) in near}
+
+    return {**tables, "table1_scores": table1, "fewer_calls_scores": fewer}, nearest
+
+
+def _as(agreed: pd.DataFrame, row: Mapping, **about) -> pd.DataFrame:
+    """A row's energy distances under another's name."""
+    return select(agreed[agreed.metric == "energy_distance"], row).assign(**about)
+
+
+def write_plan(name: str, changes: Mapping | None = None) -> pd.DataFrame:
+    """Write plan.csv of a profile among its results, from the committed results of SOURCE, and return it."""
+    profile, source = load_profile(name, changes), load_profile(SOURCE)
+    paths = {table: Layout(ROOT, SOURCE).results / f"{table}.csv" for table in TABLES}
+    stamps = {table: records.read_stamp(path) for table, path in paths.items()}
+    made = stamps["table1_scores"]
+    stamp = records.stamp(
+        root=ROOT,
+        device="cpu",
+        seed=profile.seed,
+        data_fingerprint=made["data_fingerprint"],
+        phantom=made["phantom"],
+        profile=name,
+        changes=profile.changes,
+    )
+    found = plan(profile, {table: records.read_table(path) for table, path in paths.items()}, source)
+    spreads = {"spreads": {table: one["sha256"] for table, one in stamps.items()}}
+    return records.write_table(place_of(profile, "", None).results / "plan.csv", found, stamp | spreads)
+
+
+if __name__ == "__main__":
+    given = [*sys.argv[1:], ""]
+    written = write_plan(given[0], yaml.safe_load(given[1]) or {})
+    print(written[["number", "claim", "subjects", "detectable_subjects", "detectable"]].to_string(index=False))
