@@ -31,7 +31,8 @@ from pdlib.kernels.reference import column, interpolate_logs
 if TYPE_CHECKING:
     from pdlib.diffusion.sampler import Diffusion
 
-PREDICTIONS = ("eps", "v", "x_start")
+PREDICTIONS = ("eps", "v", "x_start")  # a network's regression targets
+LOGIT = "logit"  # of the mask: what a network trained by cross-entropy gives
 WEIGHTED_RULES = ("ddpm", "ddim")  # steps that are one weighted sum, see `step_weights`
 
 
@@ -76,10 +77,16 @@ def training_target(prediction: str, x_start: Tensor, t: int | Tensor, noise: Te
 def predict_x_start(
     prediction: str, output: Tensor, x_t: Tensor, t: int | Tensor, schedule: Schedule, clamp: tuple[float, float]
 ) -> Tensor:
-    """x_start from the network's output at index t, clamped to a range (DDPM Eq. 15; for v see `training_target`)."""
-    check_choice("prediction", prediction, PREDICTIONS)
+    """x_start from the network's output at index t, clamped to a range (DDPM Eq. 15; for v see `training_target`).
+
+    Of a mask's "logit" it is the probability, written into that range.
+    """
+    check_choice("prediction", prediction, (*PREDICTIONS, LOGIT))
     check_same_shape(output=output, x_t=x_t)
     _check_index(t, schedule, len(x_t))
+    if prediction == LOGIT:
+        low, high = clamp
+        return low + (high - low) * output.sigmoid()
     abar = schedule.abar(t)
     return _predict_x_start(prediction, output, x_t, abar).clamp(*clamp)
 

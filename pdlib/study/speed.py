@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pdlib.diffusion.formulas import LOGIT
 from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
 from pdlib.evaluation.metrics import score_volume
 from pdlib.inference.chains import chain_of
@@ -15,14 +16,17 @@ from pdlib.inference.precision import Compute, choose_device, fast_precision
 from pdlib.inference.slices import draw_slices, sample_slices, silent
 from pdlib.kernels import noise
 from pdlib.methods import CHAIN, METHODS
+from pdlib.networks.autoencoder import MaskAutoencoder
 from pdlib.networks.gan import build_generator
 from pdlib.networks.guided_unet import GuidedUNet
+from pdlib.networks.noise_level import NoiseLevel
 from pdlib.networks.prepared import PreparedDenoiser
 from pdlib.networks.segmenters import build_segmenter, segmentation_loss
 from pdlib.profiles import DenoiserTraining, Fit, Profile, Section
 from pdlib.training import fit as training
 from pdlib.training import objectives
 from pdlib.training.bank import Batch, SliceBank
+from pdlib.training.corruption import Mixture
 
 PATIENCE = 0.2  # seconds spent on one question, if one answer takes less
 LARGE = 10_000_000  # parameters: a batch of a larger network is judged by a single image, for it may take minutes
@@ -63,14 +67,22 @@ def trials(profile: Profile, head: Head) -> dict[str, Trial]:
         found[name] = _denoiser(getattr(profile, name), image)
     diffusion = build_diffusion(**profile.denoiser.diffusion.arguments())
     steps = diffusion.schedule.steps
-    game = objectives.adversarial_objective(diffusion, chain_of(METHODS[CHAIN], profile.chain, steps).t_prime)
-    found["tdpm"] = Trial(lambda: build_generator(**profile.tdpm.network.arguments()), game, profile.tdpm.fit, image)
+    t_prime = chain_of(METHODS[CHAIN], profile.chain, steps).t_prime
+    game = objectives.adversarial_objective(diffusion, t_prime, profile.tdpm.mismatched_steps)
+    state = profile.tdpm.network.arguments() | objectives.marginal(diffusion, t_prime - 1)
+    found["tdpm"] = Trial(lambda: build_generator(**state), game, profile.tdpm.fit, image)
     stop = chain_of(METHODS["addpm"], profile.chain, steps).t_stop
     refine = profile.refine
     last = objectives.one_step_objective(diffusion, stop, False, _loss(refine.objective))
     found["refine"] = Trial(_segmenter("attention_unet", refine.network), last, refine.fit, image, state=True)
+    if profile.start_matched:
+        found |= _start_matched(profile, image)
     if "distilled" in profile.rows:
         found["student"] = _student(profile, image)
+    if profile.latent:
+        found |= _codes(profile, image)
+    if profile.noise_level:
+        found["noise_level"] = _levels(profile, image)
     if profile.fundus:
         found |= _photographs(profile, stop)
     return found
@@ -103,6 +115,54 @@ def _student(profile: Profile, image: tuple[int, int, int]) -> Trial:
         return loss(student, replace(batch, mask=batch.mask.repeat(1, 2, 1, 1)))
 
     return Trial(lambda: GuidedUNet(**network), objective, profile.distillation.fit, image, diffusion=about)
+
+
+def _codes(profile: Profile, image: tuple[int, int, int]) -> dict[str, Trial]:
+    """Latent diffusion's: both halves of the auto-encoder, and a denoiser on the grid of its codes."""
+    channels, height, width = image
+    settings, kept = profile.latent, profile.latent.autoencoder
+    about = profile.denoiser.diffusion.arguments() | {"prediction": settings.prediction}
+    factor, diffusion = kept.network.factor, build_diffusion(**about)
+    grid = (channels * factor**2, height // factor, width // factor)
+    fit = settings.fit.model_copy(update={"crop": tuple(length // factor for length in settings.fit.crop)})
+    loss = objectives.diffusion_objective(diffusion, diffusion.schedule.steps)
+    build, classes = lambda: GuidedUNet(**settings.network.arguments()), kept.network.latent_channels
+    whole = objectives.reconstruction_objective(kept.positive_weight)
+    masks = (kept.network.classes, height, width)
+    return {
+        "autoencoder": Trial(lambda: _Seen(MaskAutoencoder(**kept.network.arguments())), whole, kept.fit, masks),
+        "latent": Trial(build, loss, fit, grid, classes, diffusion=about),
+    }
+
+
+def _levels(profile: Profile, image: tuple[int, int, int]) -> Trial:
+    diffusion, settings = build_diffusion(**profile.denoiser.diffusion.arguments()), profile.noise_level
+    t_prime = chain_of(METHODS["noise_level"], profile.chain, diffusion.schedule.steps).t_prime
+    loss = objectives.noise_level_objective(diffusion, t_prime)
+    return Trial(lambda: NoiseLevel(**settings.network.arguments()), loss, settings.fit, image, state=True)
+
+
+def _start_matched(profile: Profile, image: tuple[int, int, int]) -> dict[str, Trial]:
+    """The denoiser's and the refiner's; the pre-segmentation is the last channel of their image."""
+    settings, channels = profile.start_matched, image[0]
+    about = profile.denoiser.diffusion.model_copy(update={"prediction": LOGIT}).arguments()
+    diffusion, mixture = build_diffusion(**about), Mixture(**settings.presegs.arguments())
+    t_start = chain_of(METHODS["start_matched"], profile.chain, diffusion.schedule.steps).t_prime - 1
+
+    def alike(objective: objectives.Objective) -> objectives.Objective:
+        """With the reference as its pre-segmentation, which takes as long."""
+        return lambda network, batch: objective(
+            network, replace(batch, image=batch.image[:, :channels], mask=batch.mask.repeat(1, 2, 1, 1))
+        )
+
+    matched = alike(objectives.start_matched_objective(diffusion, t_start, mixture))
+    refined = alike(objectives.refiner_objective(diffusion, mixture, _loss(profile.segmenters.objective)))
+    build, seen = lambda: GuidedUNet(**settings.network.arguments()), (channels + 1, *image[1:])
+    refiner = settings.refiner
+    return {
+        "start_matched": Trial(build, matched, settings.fit, seen, diffusion=about),
+        "refiner": Trial(_segmenter("attention_unet", refiner.network), refined, refiner.fit, seen),
+    }
 
 
 def _photographs(profile: Profile, stop: int) -> dict[str, Trial]:
@@ -191,13 +251,13 @@ def seconds_of_call(trial: Trial, compute: Compute, slices: int) -> float:
 
 
 class _Seen(nn.Module):
-    """ADDPM's last network, asked as a segmenter is."""
+    """A network that sees one thing alone, asked as a segmenter is."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: torch.Tensor, streams: noise.Streams) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, streams: noise.Streams | None = None) -> torch.Tensor:
         return self.network(image)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from pdlib.diffusion.formulas import LOGIT
 from pdlib.diffusion.sampler import Sampler, build_diffusion
 from pdlib.diffusion.schedule import scale_t_prime
 from pdlib.inference.chains import chain_of
@@ -79,9 +80,14 @@ def mixture_of(run: Run) -> Mixture:
 
 
 def denoiser_settings(run: Run) -> DenoiserTraining:
-    """The start-matched denoiser's training: the denoiser's schedule and masks, x_start predicted, indices below T'."""
+    """The start-matched denoiser's training: the denoiser's schedule and masks, a logit predicted, indices below T'.
+
+    ValueError for masks that a logit cannot give.
+    """
     mine, theirs, chain = run.profile.start_matched, run.profile.denoiser, run.profile.chain
-    diffusion = theirs.diffusion.model_copy(update={"prediction": "x_start"})
+    if theirs.diffusion.codec == "official":
+        raise ValueError("denoiser.diffusion.codec official: its range is not that of its masks, which a logit needs")
+    diffusion = theirs.diffusion.model_copy(update={"prediction": LOGIT})
     return DenoiserTraining(
         network=mine.network,
         diffusion=diffusion,

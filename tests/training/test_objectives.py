@@ -198,7 +198,7 @@ def test_start_matched_loss_is_the_hand_written_one(codec):
         seen.append((x.double().numpy(), t.numpy()))
         return 0.3 * x[:, 3:] + 0.2 * x[:, 2:3] - 0.1 * x[:, :1]
 
-    objective = start_matched_objective(diffusion("x_start", codec), 299, mixture)
+    objective = start_matched_objective(diffusion("logit", codec), 299, mixture)
     loss = objective(network, Batch(image, pair, 0, torch.Generator().manual_seed(7)))["train_loss"]
 
     again, low = torch.Generator().manual_seed(7), -1.0 * (codec == "minus_one_one")
@@ -213,8 +213,9 @@ def test_start_matched_loss_is_the_hand_written_one(codec):
     np.testing.assert_allclose(shown, np.concatenate([image.double().numpy(), preseg, x_t], axis=1), atol=1e-5)
     assert (t == k).all() and k.max() <= 299
     output = 0.3 * x_t + 0.2 * preseg - 0.1 * image[:, :1].double().numpy()
-    assert loss.item() == pytest.approx(np.mean((output - x_0) ** 2), rel=1e-5)
-    with pytest.raises(ValueError, match="predicts x_start, not eps"):
+    mask, chance = pair[:, :1].double().numpy(), 1 / (1 + np.exp(-output))
+    assert loss.item() == pytest.approx(-np.mean(mask * np.log(chance) + (1 - mask) * np.log(1 - chance)), rel=1e-5)
+    with pytest.raises(ValueError, match="predicts the mask's logit, not eps"):
         start_matched_objective(diffusion("eps"), 299, mixture)
 
 

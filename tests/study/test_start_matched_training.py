@@ -90,7 +90,7 @@ def test_the_refiner_is_one_call_of_its_network_on_image_and_pre_segmentation(ru
         network = run.network(run.weights("refiner"), "one_step")
         expected = torch.sigmoid(network(torch.cat([image, preseg], dim=1)))[:, 0].numpy()
     inside = window.put_back(expected, volume.brain.shape) * volume.brain
-    np.testing.assert_allclose(drawn.values[0], inside, atol=1e-5)
+    np.testing.assert_allclose(drawn.values[0], inside, atol=5e-4)  # members are kept in half precision
 
 
 def test_both_are_trained_on_the_same_pre_segmentations(run):
