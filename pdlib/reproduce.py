@@ -85,7 +85,7 @@ def chosen_folds(profile: Profile, asked: str) -> list[int]:
     ValueError for what is no fold of the profile, and for "all" where each fold would test the same further subjects.
     """
     if asked.strip() == "all" and profile.repeats.further_per_site:
-        raise ValueError(f"FOLDS=all: every fold of profile {profile.name} tests the same further subjects: ask for one")
+        raise ValueError(f"FOLDS=all: all folds of profile {profile.name} test the same further subjects: ask for one")
     known = [str(fold) for fold in range(profile.data.folds)]
     folds = known if asked.strip() == "all" else asked.split() or [str(profile.fold)]
     if unknown := [fold for fold in folds if fold not in known]:
