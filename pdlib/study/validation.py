@@ -64,20 +64,21 @@ def state_statistics(
 ) -> pd.DataFrame:
     """A generator's states beside diffused masks at the same index, inside the brains of subjects.
 
-    Rows: "diffused", the reference; "rater", another rater's mask where every subject has one, about what a draw that
-    knows the image alone can come to; "drawn", the generator's. Columns: the mean in and outside lesions of the
-    reference, the deviation outside them, and that between two draws of the same subject outside and in lesions.
+    Rows: "diffused", the reference; "rater", masks of other raters where every subject has some, in turn for one draw
+    and the other: about what draws that know the image alone can come to; "drawn", the generator's. Columns: the mean
+    in and outside lesions of the reference, the deviation outside them, and that between two draws of the same subject
+    outside and in lesions.
     """
     found = {"diffused": [], "rater": [], "drawn": []}
     for subject in subjects:
-        volume, others = run.volume(subject), list(run.raters(subject).values())
+        volume, others = run.volume(subject), [labels == 1 for labels in run.raters(subject).values()]
         streams = noise.subject_streams(run.seed, subject, torch.zeros(2, dtype=torch.int64), torch.arange(2))
         fresh = noise.normal(streams, noise.START, *volume.mask.shape)
-        masks = {"diffused": volume.mask, "rater": others[0] == 1} if others else {"diffused": volume.mask}
+        masks = {"diffused": [volume.mask] * 2} | ({"rater": [others[0], others[-1]]} if others else {})
         states = {"drawn": draws(run, weights, subject, 2).values}
-        for name, mask in masks.items():
-            start = diffusion.codec.encode(torch.from_numpy(mask[None].astype(np.float32)))  # [1, Z, Y, X]
-            states[name] = q_sample(start.expand(2, -1, -1, -1), t_prime - 1, fresh, diffusion.schedule).numpy()
+        for name, pair in masks.items():
+            start = diffusion.codec.encode(torch.from_numpy(np.stack(pair).astype(np.float32)))  # [2, Z, Y, X]
+            states[name] = q_sample(start, t_prime - 1, fresh, diffusion.schedule).numpy()
         for name, pair in states.items():
             found[name].append(pair[:, volume.brain].astype(np.float64))
     lesion = np.concatenate([run.volume(subject).mask[run.volume(subject).brain] == 1 for subject in subjects])
@@ -89,9 +90,9 @@ def _pair_statistics(pair: np.ndarray, lesion: np.ndarray) -> dict[str, float]:
     """Of two draws [2, voxels]; lesion [voxels] tells where the reference has one."""
     between = (pair[0] - pair[1]) / np.sqrt(2)
     return {
-        "mean in lesions": pair[0, lesion].mean(),
-        "mean outside": pair[0, ~lesion].mean(),
-        "deviation outside": pair[0, ~lesion].std(),
+        "mean in lesions": pair[:, lesion].mean(),
+        "mean outside": pair[:, ~lesion].mean(),
+        "deviation outside": pair[:, ~lesion].std(),
         "deviation between draws": between[~lesion].std(),
         "deviation between draws in lesions": between[lesion].std(),
     }
