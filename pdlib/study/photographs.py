@@ -189,11 +189,10 @@ def photograph_rows(run: Run, eyes: Sequence[Fundus], drawn: Timed, method: str,
 
 
 def rater_rows(run: Run, eyes: Sequence[Fundus], method: str) -> pd.DataFrame:
-    """Dice of each class between a rater and the majority of the others, as result rows: seed is the rater's number."""
+    """Dice of each class between a rater and the majority of the others, the mean over raters, as result rows."""
     raters = _raters(eyes)
     dice = class_dice(raters, majority_of_others(raters))  # [R, N, C]
-    about = {"method": method, "nfe": 0}
-    return pd.concat([_rows(run, eyes, dice[r], seed=r, **about) for r in range(len(raters))], ignore_index=True)
+    return _rows(run, eyes, dice.mean(axis=0), method=method, seed=run.seed, nfe=0)
 
 
 def _raters(eyes: Sequence[Fundus]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Rows of Table 1 with a run's networks: their members, what they cost, and what tells their scores apart."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from pdlib.methods import CHAIN, METHODS, Method
 from pdlib.report import tables
 from pdlib.study import run as run_module
 from pdlib.study.comparison import Row, scores_of
-from pdlib.study.members import draws
+from pdlib.study.members import TrainedChain, chain_members, draws
+from pdlib.study.run import Run
 from pdlib.training import weights as weights_module
 from pdlib.training.weights import Weights
 
@@ -56,7 +58,7 @@ def test_a_row_is_scored_with_its_members_and_every_call_is_counted(trained, cal
     assert list(rows.columns) == list(records.COLUMNS) and set(rows.method) == {name}
     assert set(rows.subject) == set(trained.run.subjects("test"))
     assert set(rows.ensemble_size) == {members} and set(rows.nfe) == {members * each + before}
-    assert (rows.seconds > 0).all() and rows.t_prime.isna().all() == (row.trained is None)
+    assert (rows.seconds > 0).all() and rows.t_prime.isna().all() == (row.first.trained is None)
     if members > 1:
         assert (rows[rows.metric == "uncertainty"].value > 0).all(), "members differ"
     again = row.scores("test")
@@ -135,7 +137,7 @@ def test_changes_go_through_the_chain_s_settings(trained):
     assert (chain.t_prime, chain.calls, chain.rule, chain.eta) == (4, 2, "ddpm", 1.0), "as the profile has it"
     other = Row.of(run, CHAIN, t_prime=600, rule="ddim", eta=0.25, calls=5).chain
     assert other == replace(chain, t_prime=6, rule="ddim", eta=0.25, calls=5)
-    assert Row.of(run, "addpm", t_prime=500).chain.t_stop == 2 and Row.of(run, "addpm").trained.refine is not None
+    assert Row.of(run, "addpm", t_prime=500).chain.t_stop == 2 and Row.of(run, "addpm").first.trained.refine is not None
     assert Row.of(run, CHAIN, 7).size == 7 and Row.of(run, "pd_ddpm_1", 7).size == 1
 
 
@@ -187,15 +189,34 @@ def test_a_new_row_takes_one_entry(trained, calls, monkeypatch):
     entry = Method("PD-DDPM from the U-Net, eta 0", "unet", start="preseg", members="one", settings=settings)
     monkeypatch.setitem(METHODS, "pd_ddpm_unet", entry)
     row = Row.of(trained.run, "pd_ddpm_unet", **EVERY)
-    assert row.source.path == unet and (row.chain.rule, row.chain.eta, row.chain.t_prime) == ("ddim", 0.0, 3)
+    assert row.first.source.path == unet and (row.chain.rule, row.chain.eta, row.chain.t_prime) == ("ddim", 0.0, 3)
     scores = row.scores("test")
     assert set(scores.method) == {"pd_ddpm_unet"} and set(scores.rule) == {"ddim"} and set(scores.nfe) == {3 + 1}
-    same = Row.of(trained.run, CHAIN, 1, rule="ddim", eta=0.0, **EVERY).starting_from(row.source, "unet")
+    same = Row.of(trained.run, CHAIN, 1, rule="ddim", eta=0.0, **EVERY).starting_from({0: row.first.source}, "unet")
     calls.since()
     for subject in trained.run.subjects("test"):
         np.testing.assert_array_equal(row.members(subject).values, same.members(subject).values)
     assert calls.since() == 0, "it is the same chain"
     assert Row.of(trained.run, CHAIN, **EVERY).chain.rule == "ddpm", "others stay"
+
+
+def test_a_subject_is_segmented_by_the_networks_of_its_repeat(trained, monkeypatch):
+    shutil.copytree(trained.place.weights("denoiser_0"), trained.place.weights("denoiser_1"))
+    rewritten(trained.place.weights("denoiser_1") / "best.safetensors", shift=0.1)
+    one, *others = trained.run.subjects("test")
+    monkeypatch.setattr(Run, "seed_of", lambda run, subject: int(subject == one))
+    repeats = trained.profile.repeats.model_copy(update={"seeds": (0, 1)})
+    run = Run.at(trained.place, trained.profile.model_copy(update={"repeats": repeats}))
+    row = Row.of(run, CHAIN, 2, **EVERY)
+    for subject, seed in ((one, 1), (others[0], 0)):
+        networks = TrainedChain(row.chain, run.weights(f"denoiser_{seed}"))
+        own = chain_members(trained.run, networks, run.weights(f"attention_unet_{seed}"), subject, 2)
+        np.testing.assert_array_equal(row.members(subject).values, own.values)
+    scores = row.scores("test")
+    assert set(scores[scores.subject == one].seed) == {1} and set(scores[scores.subject != one].seed) == {0}
+    empty = row.starting_from(None, "empty").networks(one)
+    assert empty.source is None and empty.trained.denoiser == run.weights("denoiser_1")
+    assert row.jump().networks(one).trained.denoiser == run.weights("denoiser_1")
 
 
 # What tells scores apart.
@@ -206,7 +227,7 @@ def test_a_row_s_key_selects_its_own_scores(trained):
         *(row, Row.of(run, CHAIN, 2, t_prime=300, calls=2), Row.of(run, CHAIN, 2, t_prime=400, calls=3)),
         *(Row.of(run, CHAIN, 2, rule="ddim", eta=eta, **EVERY) for eta in (0.0, 0.5, 1.0)),
         *(Row.of(run, CHAIN, 2, rule="dpm_solver", **EVERY), row.jump(), Row.of(run, "x0_jump", 2, **EVERY)),
-        *(row.starting_from(None, "empty"), row.starting_from(run.weights("attention_unet_1"), "checkpoint_1")),
+        *(row.starting_from(None, "empty"), row.starting_from({0: run.weights("attention_unet_1")}, "checkpoint_1")),
         *(Row.of(run, "addpm", 2, **EVERY), Row.of(run, "addpm_mask_only", 2, **EVERY), Row.of(run, "ddpm", 2)),
         *(Row.of(run, "es_ddpm", 2, **EVERY), Row.of(run, "bayesian_unet", 2), Row.of(run, "attention_unet")),
     ]
