@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pdlib.evaluation.stats import mean_interval
+from pdlib.methods import CHAIN
+from pdlib.report.differences import BARS, forest, paired_mean, reach, row_mean
 from pdlib.report.style import (
     DOUBLE,
     SINGLE,
@@ -25,7 +27,7 @@ from pdlib.report.style import (
     scaled_axis,
 )
 from pdlib.report.titles import Row, display_name, row_title
-from pdlib.report.values import select, subject_values
+from pdlib.report.values import select, subject_values, tested_values
 
 
 @paper_style
@@ -100,95 +102,128 @@ def _kept(scores: pd.Series, min_gain: float) -> object:
 def t_prime_figure(
     scores: pd.DataFrame, *, method: str, preseg: str, steps: int, chosen: Sequence[int], interval: Mapping[str, float]
 ) -> PaperFigure:
-    """Fig. 3: Dice and uncertainty of `method` against T', mean over subjects with its bootstrap interval.
+    """Fig. 3 against T': mean Dice of `method`, its difference to the pre-segmentation's, and its uncertainty.
 
     scores: rows of `records.COLUMNS`, one curve for each split in it. The Dice of the pre-segmentation `preseg` is a
-    dashed line for each split. steps is T; chosen holds the T' taken on the validation subjects, of each fold; interval
-    the arguments of `mean_interval`.
+    dashed line for each split. Bars are intervals over trainings and subjects; Dice has none, for the spread between
+    subjects tells nothing of a difference. steps is T; chosen holds the T' taken on the validation subjects, of each
+    fold; interval the arguments of `mean_interval`.
     """
     for metric in ("dice", "uncertainty"):
         if not ((scores.method == method) & (scores.metric == metric)).any():
             raise ValueError(f"{method}: no scores of {metric}")
-    figure = PaperFigure(figsize=(DOUBLE, 2.8))
-    axes = figure.subplots(1, 2)
-    for ax, metric in zip(axes, ("dice", "uncertainty"), strict=True):
-        for split, rows in scores[scores.metric == metric].groupby("split", sort=False):
-            colour = SPLIT_COLOURS.get(split, "C2")
-            curve = _curve(rows[rows.method == method], "t_prime", interval)
-            title = f"{split} ({_count(curve.n.max(), curve.n_undefined.max())})"
-            ax.plot(curve.index, curve["mean"], "o-", color=colour, clip_on=False, label=title)
-            ax.fill_between(curve.index, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-            start = subject_values(rows[rows.method == preseg])
-            if metric == "dice" and len(start):
-                ax.axhline(
-                    start.mean(), color=colour, linestyle="--", linewidth=0.8, label=f"{split}, {display_name(preseg)}"
-                )
+    figure = PaperFigure(figsize=(DOUBLE, 3.0))
+    plain, difference, spread = axes = figure.subplots(1, 3)
+    for place, (split, rows) in enumerate(scores.groupby("split", sort=False)):
+        style = {"color": SPLIT_COLOURS.get(split, "C2"), "clip_on": False}
+        start, parts = select(rows, {"method": preseg}), dict(iter(rows[rows.method == method].groupby("t_prime")))
+        dice, against, variance = (
+            pd.DataFrame({float(t): of(part) for t, part in parts.items()}).T
+            for of in (
+                lambda part: row_mean(part, "dice", interval),
+                lambda part, start=start: paired_mean(part, start, "dice", interval),
+                lambda part: row_mean(part, "uncertainty", interval),
+            )
+        )
+        plain.plot(
+            dice.index, dice["mean"], "o-", label=f"{split} ({_count(dice.n.max(), dice.n_undefined.max())})", **style
+        )
+        level = tested_values(start, "dice").mean()
+        plain.axhline(level, linestyle="--", linewidth=0.8, label=f"{split}, {display_name(preseg)}", **style)
+        for ax, points in ((difference, against), (spread, variance)):
+            aside = points.index + place * 0.012 * steps  # so that no bar covers another
+            ax.errorbar(aside, points["mean"], reach(points), fmt="o-", linewidth=0.8, **BARS, **style)
+    difference.axhline(0, color="0.5", linewidth=0.6, zorder=0)
+    for ax in axes:
         for t_prime in sorted({*chosen}):
             label = f"$T'$ = {t_prime}, chosen on validation"
-            ax.axvline(t_prime, color="0.5", linestyle=":", linewidth=0.8, label=label)
+            ax.axvline(t_prime, color="0.5", linestyle=":", linewidth=0.8, label=label, zorder=0)
         ax.set(xlabel="$T'$", xlim=(0, steps))
         top = ax.secondary_xaxis("top", functions=(lambda t: t / steps, lambda share: share * steps))
         top.set_xlabel("$T'/T$")
-    axes[0].set_ylabel("Dice")
-    scaled_axis(axes[1], "Uncertainty (variance)")
-    handles, labels = axes[0].get_legend_handles_labels()
+    plain.set_ylabel("Dice")
+    difference.set_ylabel("Δ Dice to the\npre-segmentation")
+    scaled_axis(spread, "Uncertainty (variance)")
+    handles, labels = plain.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
 @paper_style
-def ensemble_figure(scores: pd.DataFrame, *, method: str) -> PaperFigure:
-    """Fig. 4: Dice against ensemble size, mean and standard deviation over random ensembles, a curve for each split.
+def ensemble_figure(
+    scores: pd.DataFrame, *, method: str, seeds: Mapping[str, int], interval: Mapping[str, float]
+) -> PaperFigure:
+    """Fig. 4 against ensemble size, a curve for each split: Dice, mean and standard deviation over random ensembles;
+    its difference to the smallest size, with intervals over trainings and subjects; and that deviation by itself.
 
-    scores: rows of `records.COLUMNS` in which `seed` tells the random ensembles of one size apart. An ensemble's Dice
-    is its mean over subjects; the deviation (ddof 1) is that of these means, NaN for a single ensemble.
+    scores: rows of `records.COLUMNS` in which `seed` tells the random ensembles of one size apart; seeds: the training
+    that segmented each subject (`Run.seed_of`). An ensemble's Dice is its mean over subjects; the deviation (ddof 1) is
+    that of these means, NaN for a single ensemble.
     """
     rows = scores[(scores.method == method) & (scores.metric == "dice")]
     if rows.empty:
         raise ValueError(f"{method}: no scores of dice")
-    figure = PaperFigure(figsize=(DOUBLE, 2.8))
-    left, right = figure.subplots(1, 2)
-    for split, mine in rows.groupby("split", sort=False):
+    figure = PaperFigure(figsize=(DOUBLE, 3.0))
+    left, middle, right = axes = figure.subplots(1, 3)
+    for place, (split, mine) in enumerate(rows.groupby("split", sort=False)):
         means = mine.groupby(["ensemble_size", "seed"]).value.mean()
         drawn = means.groupby("ensemble_size").agg(["mean", "std", "size"])
         n_subjects, n_undefined = mine.subject.nunique(), mine[mine.value.isna()].subject.nunique()
         label = f"{split} ({_count(n_subjects - n_undefined, n_undefined)}, {drawn['size'].max()} ensembles a size)"
         sizes, colour = drawn.index.to_numpy(float), SPLIT_COLOURS[split]
-        left.errorbar(
-            sizes, drawn["mean"], drawn["std"], fmt="o-", color=colour, capsize=2, elinewidth=0.8, label=label
-        )
+        left.errorbar(sizes, drawn["mean"], drawn["std"], fmt="o-", color=colour, label=label, **BARS)
+        gains = _gains(mine, seeds, interval)
+        aside = gains.index + place * 0.02 * sizes.max()
+        middle.errorbar(aside, gains["mean"], reach(gains), fmt="o-", linewidth=0.8, color=colour, **BARS)
         right.plot(sizes, drawn["std"], "o-", color=colour)
     left.set_ylabel("Dice, mean ± standard deviation")
+    middle.axhline(0, color="0.5", linewidth=0.6, zorder=0)
+    middle.set_ylabel(f"Δ Dice to size {sizes.min():g}")
     scaled_axis(right, "Standard deviation of Dice")
     right.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=2)
-    for ax in (left, right):
+    for ax in axes:
         ax.set_xlabel("Ensemble size")
         ax.set_xticks(sizes)
     return figure
 
 
-@paper_style
-def scores_figure(scores: pd.DataFrame, *, methods: Sequence[str], metric: str = "dice") -> PaperFigure:
-    """Where the means of Table 1 come from: a dot for each subject, and the quartiles, of each method.
+def _gains(draws: pd.DataFrame, seeds: Mapping[str, int], interval: Mapping[str, float]) -> pd.DataFrame:
+    """By ensemble size, from the second on: the gain over the smallest, of each subject its mean over the ensembles."""
+    dice = draws.pivot_table(index=["subject", "fold"], columns="ensemble_size", values="value", dropna=False)
+    dice = dice[dice.notna().any(axis=1)]
+    groups = [f"{fold}.{seeds[subject]}" for subject, fold in dice.index]
+    gains = {float(size): mean_interval(dice[size] - dice[min(dice)], **interval, groups=groups) for size in dice}
+    return pd.DataFrame(gains).T.iloc[1:]
 
-    scores: rows of `records.COLUMNS`, of one split; methods: keys of `methods.METHODS`, from the top down. Whiskers
-    reach the outermost subject. ValueError: a method without scores.
+
+@paper_style
+def scores_figure(scores: pd.DataFrame, *, methods: Sequence[str], interval: Mapping[str, float]) -> PaperFigure:
+    """Where the means of Table 1 come from: a dot for each subject, and the quartiles, of each method; and beside it
+    the paired difference to PD-DDPM with its interval over trainings and subjects.
+
+    scores: rows of `records.COLUMNS`, of one split; methods: keys of `methods.METHODS`, from the top down, PD-DDPM
+    among them. Whiskers reach the outermost subject. ValueError: a method without scores.
     """
-    rows = scores[scores.metric == metric]
-    values = {method: subject_values(select(rows, {"method": method})) for method in methods}
+    rows = scores[scores.metric == "dice"]
+    parts = {method: select(rows, {"method": method}) for method in methods}
+    values = {method: subject_values(part) for method, part in parts.items()}
     long = pd.DataFrame(values).melt(var_name="method", value_name="score").dropna()
     figure = PaperFigure(figsize=(DOUBLE, 0.6 + 0.22 * len(methods)))
-    ax = figure.subplots()
+    ax, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     common = {"data": long, "x": "score", "y": "method", "hue": "method", "order": methods, "ax": ax, "legend": False}
     common |= {"hue_order": methods, "palette": {method: method_colour(method) for method in methods}}
     with warnings.catch_warnings():  # seaborn 0.13 says vert=, which matplotlib 3.11 deprecates
         warnings.simplefilter("ignore", MatplotlibDeprecationWarning)
         sns.boxplot(**common, whis=(0, 100), width=0.6, fill=False, linewidth=0.8)
     sns.stripplot(**common, size=3, alpha=0.55, jitter=False)
+    forest(right, parts, CHAIN, "dice", interval, methods)
     ax.set_yticks(range(len(methods)), [display_name(method) for method in methods])
-    n, n_undefined = (rows.subject.nunique(), int(sum(one.isna().sum() for one in values.values())))
-    ax.set(xlabel=f"{display_name(metric)} of a subject ({_count(n, n_undefined)})", ylabel="")
+    right.tick_params(left=False, labelleft=False)
+    counts = " or ".join(str(n) for n in sorted({len(one) for one in values.values()}))
+    n_undefined = int(sum(one.isna().sum() for one in values.values()))
+    undefined = f", {n_undefined} undefined" if n_undefined else ""
+    ax.set(xlabel=f"Dice of a subject (n = {counts}{undefined})", ylabel="")
     return figure
 
 
@@ -196,26 +231,33 @@ def scores_figure(scores: pd.DataFrame, *, methods: Sequence[str], metric: str =
 def calls_figure(
     scores: pd.DataFrame, *, rows: Sequence[Row], metrics: Sequence[str], interval: Mapping[str, float]
 ) -> PaperFigure:
-    """Scores against network calls, a panel for each metric: a point a row, mean over subjects with its interval.
+    """Scores against network calls, a column for each metric: the means above, below them the paired differences to the
+    first row with their intervals over trainings and subjects.
 
     scores: rows of `records.COLUMNS`, of one split; rows as in `tables.table1`. A method has its colour, its second row
     another marker. Of rows with as many calls each stands a little to the right of the one before, so that they do not
     cover each other.
     """
-    figure = PaperFigure(figsize=(DOUBLE, 2.9))
-    for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    figure = PaperFigure(figsize=(DOUBLE, 4.2))
+    grid = figure.subplots(2, len(metrics), squeeze=False, sharex=True)
+    for metric, (above, below) in zip(metrics, grid.T, strict=True):
         drawn, methods = [], []
         for row in rows:
-            mine = select(scores[scores.metric == metric], row)
-            mean, calls, method = mean_interval(subject_values(mine), **interval), float(mine.nfe.mean()), row["method"]
-            style = {"fmt": "osD^v"[methods.count(method) % 5], "color": method_colour(method), "label": row_title(row)}
+            mine = select(scores, row)
+            calls, method = float(mine.nfe.mean()), row["method"]
+            style = {"fmt": "osD^v"[methods.count(method) % 5], "color": method_colour(method), **BARS}
             x = calls * 1.03 ** drawn.count(calls)
-            ax.errorbar(x, mean["mean"], _reach(mean), capsize=2, elinewidth=0.8, **style)
+            above.plot(x, tested_values(mine, metric).mean(), style["fmt"], color=style["color"], label=row_title(row))
+            if drawn:
+                point = pd.DataFrame([paired_mean(mine, select(scores, rows[0]), metric, interval)])
+                below.errorbar(x, point["mean"], reach(point), **style)
             drawn.append(calls)
             methods.append(method)
-        ax.set(ylabel=display_name(metric))
-        calls_axis(ax, scores.nfe)
-    handles, labels = ax.get_legend_handles_labels()
+        below.axhline(0, color=method_colour(rows[0]["method"]), linewidth=0.6, zorder=0)
+        above.set(ylabel=display_name(metric))
+        below.set(ylabel=f"Δ {display_name(metric)}")
+        calls_axis(below, scores.nfe)
+    handles, labels = above.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
@@ -239,7 +281,8 @@ def variance_figure(variances: pd.DataFrame) -> PaperFigure:
 
 @paper_style
 def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Mapping[str, float]) -> PaperFigure:
-    """What the members' spread is worth: risk against coverage, mean over subjects, and the distance to the raters.
+    """What the members' spread is worth: risk against coverage, mean over subjects, and the distance to the raters, as
+    a paired difference to PD-DDPM's with its interval (below zero is nearer), beside each method its mean.
 
     curves: columns subject, coverage, risk, oracle, random. scores: rows of `records.COLUMNS`, of one split; methods
     without a rater to compare with are left out of the right panel.
@@ -254,16 +297,13 @@ def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Ma
     scaled_axis(left, "Risk, share of errors")
     left.legend(loc="lower left")
     found = scores[(scores.metric == "energy_distance") & scores.value.notna()]
-    for place, (method, rows) in enumerate(found.groupby("method", sort=False)):
-        mean = mean_interval(subject_values(rows), **interval)
-        style = {"color": method_colour(method), "capsize": 2, "elinewidth": 0.8}
-        right.errorbar(mean["mean"], place, xerr=_reach(mean), fmt="o", **style)
-    methods = list(found.method.unique())
-    if not methods:
+    parts = dict(iter(found.groupby("method", sort=False)))
+    if CHAIN not in parts:
         right.set_axis_off()
         return figure
-    right.set_yticks(range(len(methods)), [display_name(method) for method in methods])
-    right.set(xlabel="Energy distance to the raters", ylim=(len(methods) - 0.5, -0.5))
+    forest(right, parts, CHAIN, "energy_distance", interval, [*parts])
+    means = {method: tested_values(rows, "energy_distance").mean() for method, rows in parts.items()}
+    right.set_yticks(range(len(means)), [f"{display_name(method)}, {mean:.2f}" for method, mean in means.items()])
     return figure
 
 
@@ -296,18 +336,8 @@ def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> PaperFigure:
     return figure
 
 
-def _reach(mean: Mapping[str, float]) -> list[list[float]]:
-    """An interval as the two lengths that an error bar takes."""
-    return [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
-
-
 def _count(n: int, n_undefined: int) -> str:
     return f"n = {n:.0f}" + (f", {n_undefined:.0f} undefined" if n_undefined else "")
-
-
-def _curve(rows: pd.DataFrame, by: str, interval: Mapping[str, float]) -> pd.DataFrame:
-    points = {float(x): mean_interval(subject_values(at), **interval) for x, at in rows.groupby(by)}
-    return pd.DataFrame.from_dict(points, orient="index").sort_index()
 
 
 def _beside(ax: Axes, y: float, ours: str, target: object, unit: str = "", weight: str = "normal") -> None:

@@ -12,7 +12,16 @@ from pdlib.report import tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
 OTHERS = ("truncation", "fundus", "fewer_calls", "agreement")  # shown where the profile makes them
+QUOTED = ("night", "cpu")  # the reference study where its run is complete, and else its hour-long version
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+
+
+def quoted(out: Path) -> Layout:
+    """The place below an output root whose results README quotes: the first of QUOTED that has its ledger, which a run
+    writes from all its score tables; the last where none has."""
+    places = [Layout(out, profile) for profile in QUOTED]
+    complete = (place for place in places if (place.results / "table1_scores.csv").exists())
+    return next((place for place in complete if (place.figures / "claims.csv").exists()), places[-1])
 
 
 def update(readme: Path, place: Layout) -> None:
@@ -29,7 +38,7 @@ def update(readme: Path, place: Layout) -> None:
 
 
 def numbers(place: Layout) -> str:
-    """The block: provenance, the claims, our tables in brief, and the paper's in tables of their own."""
+    """The block: what was found, provenance, the claims, our tables in brief, the paper's in tables of their own."""
     paper = pd.read_csv(PAPER_NUMBERS)
     first, second = (
         tables.table_markdown(tables.paper_table(paper, number), f"Table {number} as the paper prints it (patients)")
@@ -38,7 +47,8 @@ def numbers(place: Layout) -> str:
     claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip() + "\n\n" + _verdicts(place)
     one, sites, two = (_brief(place, name) for name in ("table1", "table1_by_site", "table2"))
     others = (_brief(place, name) for name in OTHERS if (place.figures / f"{name}.md").exists())
-    parts = (_provenance(place), claims, one, first, sites, two, second, *others, *speeds())
+    found = (place.figures / "findings.md").read_text(encoding="utf-8")
+    parts = (found, _provenance(place), claims, one, first, sites, two, second, *others, *speeds())
     return "\n\n".join(part.strip() for part in parts)
 
 
@@ -101,8 +111,10 @@ def _brief(place: Layout, name: str) -> str:
     caption = (place.figures / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0]
     table = pd.read_csv(place.figures / f"{name}.csv")
     intervals = table.filter(regex="^(?!dice).*_(low|high)$")
-    return tables.table_markdown(table.drop(columns=[*intervals, *table.filter(regex="^(n$|hd95_mm)")]), caption)
+    wide = table.filter(regex="^hd95_mm|_difference_(median|missed|rest)")
+    same = table.filter(regex="^n$|_difference_n$") if "n" in table and table.n.nunique() == 1 else []  # the caption's
+    return tables.table_markdown(table.drop(columns=[*intervals, *wide, *same]), caption)
 
 
 if __name__ == "__main__":
-    update(Path(sys.argv[1]), Layout(output_root(), "cpu"))
+    update(Path(sys.argv[1]), quoted(output_root()))

@@ -10,9 +10,11 @@ from pdlib.paths import ROOT, Layout
 from pdlib.profiles import load_profile
 from pdlib.report import readme as report
 from pdlib.report import tables
+from pdlib.report.findings import findings
+from pdlib.report.values import missed_starts
 from pdlib.study.claims import TABLES, ledger
 
-COMMITTED = Layout(ROOT, "cpu")
+COMMITTED = report.quoted(ROOT)
 STAMP = {"git": {"sha": "0123456789ab", "dirty": False}, "packages": {"torch": "2"}, "device": "cpu", "seed": 0}
 STAMP |= {"data_fingerprint": "f" * 64, "changes": {"chain": {"eta": 0}}}
 
@@ -28,23 +30,30 @@ def test_committed_tables_are_those_that_were_stamped():
     stamps = [records.read_stamp(table) for table in tables]
     assert len(stamps) >= 10
     for stamp in stamps:
-        assert stamp["profile"] == "cpu" and stamp["phantom"] is True
+        assert stamp["profile"] == COMMITTED.profile and stamp["phantom"] is True
         assert stamp["git"]["sha"] and not stamp["git"]["dirty"]
     assert len({stamp["git"]["sha"] for stamp in stamps}) == 1, "one run of one state of the code made them all"
 
 
 def test_committed_tables_follow_from_the_committed_scores():
-    profile = load_profile("cpu")
+    profile = load_profile(COMMITTED.profile)
     scores = {name: records.read_table(COMMITTED.results / f"{name}.csv") for name in TABLES}
     settings = {"presegmenter": profile.comparison.presegmenter, "few_calls": profile.fewer_calls.few_calls}
-    again = ledger(scores, **settings, margin=profile.statistics.margin, interval=profile.interval)
+    statistics, interval = profile.statistics, profile.interval
+    again = ledger(scores, **settings, margin=statistics.margin, power=statistics.power, interval=interval)
     kept = pd.read_csv(COMMITTED.figures / "claims.csv")
     pd.testing.assert_frame_equal(again, kept, rtol=1e-4, atol=2e-6, check_dtype=False)  # both round to six digits
     table = pd.read_csv(COMMITTED.figures / "table1.csv")
     metrics = ["dice", "hd95_voxel", "hd95_mm", "jaccard", "lesion_f1", "uncertainty"]
     how = {"rows": [{"method": name} for name in profile.comparison.methods], "baseline": {"method": CHAIN}}
-    again = tables.table1(scores["table1_scores"], **how, metrics=metrics, interval=profile.interval)
+    missed = missed_starts(scores["table1_scores"], profile.comparison.presegmenter)
+    again = tables.table1(scores["table1_scores"], **how, metrics=metrics, interval=interval, missed=missed)
     pd.testing.assert_frame_equal(again, table, rtol=1e-4, atol=2e-5, check_dtype=False)
+    said = findings(
+        kept, scores["table1_scores"], scores["agreement_scores"], margin=statistics.margin, interval=interval
+    )
+    text = (COMMITTED.figures / "findings.md").read_text(encoding="utf-8")
+    assert all(f"{i}. {sentence}\n" in text for i, sentence in enumerate(said, start=1))
 
 
 @pytest.fixture
@@ -62,18 +71,36 @@ def place(tmp_path):
     )
     tables.save_table(pd.DataFrame([{"start": "checkpoint_1", "dice": 0.5}]), "Table 2", place.figures / "table2")
     tables.save_table(pd.DataFrame([claim]), "The claims", place.figures / "claims")
+    (place.figures / "findings.md").write_text("What this run found:\n\n1. Enough.\n", encoding="utf-8")
     return place
 
 
 def test_the_block_says_what_made_its_numbers_and_what_they_are(place):
     block = report.numbers(place)
     assert block.startswith(
+        "What this run found:\n\n1. Enough.\n\n"
         'Scores of profile `cpu` with {"chain": {"eta": 0}} from code 0123456789, device cpu, torch 2,'
     )
     assert "| x0 jump | 0.500 [0.400, 0.600] | 0.300 |" in block, "of the scores beside Dice the means alone"
     assert "| checkpoint 1 | 0.500 |" in block
     assert "Verdicts of 1 rows: holds 1 (C2); does not hold 0; undecided 0." in block
     assert "Optic disc" not in block
+
+
+def test_rows_on_different_subjects_keep_their_numbers(place):
+    table = pd.read_csv(place.figures / "table1.csv")
+    assert "| n |" not in report.numbers(place)
+    tables.save_table(table.assign(n=[198, 60]), "Table 1, ours", place.figures / "table1")
+    assert "| x0 jump | 60 | 0.500" in report.numbers(place)
+
+
+def test_the_reference_study_is_quoted_as_soon_as_it_is_complete(place):
+    night = Layout(place.out, "night")
+    records.write_table(night.results / "plan.csv", pd.DataFrame({"number": ["C1"]}), STAMP)
+    records.write_table(night.results / "table1_scores.csv", rows("unet", [0.5]), STAMP)
+    assert report.quoted(place.out) == place, "a run under way is not quoted"
+    tables.save_table(pd.DataFrame({"number": ["C1"]}), "The claims", night.figures / "claims")
+    assert report.quoted(place.out) == night
 
 
 def test_scores_of_two_states_of_the_code_are_not_quoted_as_one(place):

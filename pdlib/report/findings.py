@@ -1,0 +1,152 @@
+"""What a run found, in five sentences that change with its tables: what holds, what does not, what costs what, whether
+matching the start helps, and what a reader should use. Each says so where the tables cannot tell.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from pdlib.evaluation.stats import paired_comparison
+from pdlib.methods import CHAIN
+from pdlib.report.titles import display_name
+from pdlib.report.values import paired_values, select
+
+OURS = "C11"  # the claim about the start-matched chain
+
+
+def findings(
+    claims: pd.DataFrame, table1: pd.DataFrame, agreement: pd.DataFrame, *, margin: float, interval: Mapping[str, float]
+) -> list[str]:
+    """Five sentences from a ledger (`claims.ledger`) and the score rows of Table 1 and of the agreement with raters.
+
+    Rows of Table 1 are compared on the subjects of both; margin is what "not worse" may cost in Dice.
+    """
+    return [
+        _holding(claims),
+        _failing(claims),
+        _cost(table1, margin, interval),
+        _start_matching(claims[claims.number == OURS]),
+        _advice(table1, agreement, margin, interval),
+    ]
+
+
+def findings_markdown(sentences: list[str], whose: str) -> str:
+    """The sentences as a numbered list under a line that says whose they are."""
+    listed = "".join(f"{i}. {sentence}\n" for i, sentence in enumerate(sentences, start=1))
+    return f"What this run found ({whose}):\n\n{listed}"
+
+
+def _holding(claims: pd.DataFrame) -> str:
+    held = claims[claims.verdict == "holds"]
+    if held.empty:
+        return f"What holds: none of the {len(claims)} rows of the ledger."
+    return f"What holds, {len(held)} of {len(claims)} rows of the ledger: {_listed(held)}."
+
+
+def _failing(claims: pd.DataFrame) -> str:
+    failed, undecided = (claims[claims.verdict == verdict] for verdict in ("does not hold", "undecided"))
+    said = f"What does not hold: {_listed(failed) if len(failed) else 'no row is shown to fail'}"
+    if undecided.empty:
+        return f"{said}; no row is undecided."
+    rows = "rows remain" if len(undecided) > 1 else "row remains"
+    return f"{said}; {len(undecided)} {rows} undecided ({_numbers(undecided)}), which speaks neither for nor against."
+
+
+def _cost(table1: pd.DataFrame, margin: float, interval: Mapping[str, float]) -> str:
+    """PD-DDPM beside its rivals: calls, seconds and the difference in Dice of each."""
+    ours = select(table1, {"method": CHAIN})
+    said = [f"What costs what: {_spent(ours)}"]
+    for name in ("ddpm", "deep_ensemble", "refiner"):
+        if name in {*table1.method}:
+            theirs = select(table1, {"method": name})
+            pair = _compared(theirs, ours, interval)
+            said.append(f"{_spent(theirs)} and is {_beside(pair, margin)} ({_difference(pair)} Dice)")
+    return "; ".join(said) + "."
+
+
+def _start_matching(ours: pd.DataFrame) -> str:
+    if ours.empty:
+        return "Whether matching the chain to its start helps: this run has no such rows."
+    told = [f"{len(rows)} of {len(ours)} rows {what}" for what, rows in _by_verdict(ours).items() if len(rows)]
+    verdicts = {*ours.verdict}
+    short = {
+        frozenset({"holds"}): "It helps in all that was claimed",
+        frozenset({"does not hold"}): "It does not help in anything that was claimed",
+        frozenset({"undecided"}): "Whether it helps is not shown",
+    }.get(frozenset(verdicts), "It helps in part" if "holds" in verdicts else "It is not shown to help")
+    held = ours[ours.verdict == "holds"]
+    return f"Matching the chain to its start: {short} ({', '.join(told)})" + (
+        f": {_listed(held)}." if len(held) else "."
+    )
+
+
+def _advice(table1: pd.DataFrame, agreement: pd.DataFrame, margin: float, interval: Mapping[str, float]) -> str:
+    """The cheapest row that is shown to be not worse than the best; and the one that is nearest to the raters."""
+    calls = table1.groupby("method").nfe.mean()
+    dice = table1[table1.metric == "dice"]
+    common = set.intersection(*(set(rows.subject) for _, rows in dice.groupby("method")))
+    means = dice[dice.subject.isin(common)].groupby("method").value.mean()
+    best = means.idxmax()
+    top = select(table1, {"method": best})
+    enough = {
+        name: _compared(select(table1, {"method": name}), top, interval)["low"] > -margin
+        for name in means.index.drop(best)
+    }
+    cheapest = min(
+        [best, *(name for name, fine in enough.items() if fine)], key=lambda name: (calls[name], name != best)
+    )
+    said = f"What to use: {display_name(cheapest)} ({calls[cheapest]:g} calls a slice)"
+    if cheapest == best:
+        said += f", which has the highest mean Dice ({means[best]:.3f}); no row with fewer calls is shown to be as good"
+    else:
+        said += (
+            f" is shown to be worse by less than {margin:g} Dice, if at all, than the row with the highest mean, "
+            f"{display_name(best)} ({means[best]:.3f} at {calls[best]:g} calls)"
+        )
+    distance = agreement[(agreement.metric == "energy_distance") & agreement.value.notna()]
+    if distance.empty:
+        return f"{said}; there are no raters to say whose uncertainty to trust."
+    nearest = distance.groupby("method").value.mean().sort_values()
+    return f"{said}; for an uncertainty that looks like the raters' disagreement, {_nearest(nearest)}."
+
+
+def _nearest(distances: pd.Series) -> str:
+    name = distances.index[0]
+    said = f"{display_name(name)} has the lowest mean energy distance ({distances.iloc[0]:.3f}"
+    return said + (f"; PD-DDPM {distances[CHAIN]:.3f})" if CHAIN in distances.index and name != CHAIN else ")")
+
+
+def _compared(ours: pd.DataFrame, theirs: pd.DataFrame, interval: Mapping[str, float]) -> dict[str, float]:
+    pairs = paired_values(ours, theirs, "dice")
+    return paired_comparison(pairs.ours, pairs.theirs, **interval, groups=pairs.training)
+
+
+def _beside(pair: Mapping[str, float], margin: float) -> str:
+    """What an interval says of a row beside another, and no more."""
+    if pair["low"] > 0:
+        return "better"
+    if pair["high"] < 0:
+        return "worse"
+    return "as good within the margin" if pair["low"] > -margin and pair["high"] < margin else "not told apart"
+
+
+def _difference(pair: Mapping[str, float]) -> str:
+    return f"{pair['mean_difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+
+
+def _spent(rows: pd.DataFrame) -> str:
+    calls, name = rows.nfe.mean(), display_name(rows.method.iloc[0])
+    return f"{name} takes {calls:g} call{'s' if calls > 1 else ''} a slice, {rows.seconds.mean():.1f} s a subject"
+
+
+def _by_verdict(claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    said = {"hold": "holds", "do not hold": "does not hold", "are undecided": "undecided"}
+    return {words: claims[claims.verdict == verdict] for words, verdict in said.items()}
+
+
+def _listed(claims: pd.DataFrame) -> str:
+    return "; ".join(f"{number}, {claim}" for number, claim in zip(claims.number, claims.claim, strict=True))
+
+
+def _numbers(claims: pd.DataFrame) -> str:
+    return ", ".join(dict.fromkeys(claims.number))
