@@ -74,9 +74,9 @@ def outputs(job):
         + (tables("fundus") + results("fundus_scores") if CHANGED.fundus else []),
         "09_read_the_kernels": both(TRAINED.shared.figures, *(f"{n}.{k}" for n in SPEED for k in ("png", "pdf"))),
         "10_fewer_calls": pictures("fewer_calls") + tables("fewer_calls") + results("fewer_calls_scores"),
-        "11_claims": tables("claims"),
+        "11_claims": tables("claims") + both(PLACE.figures, "findings.md"),
         "14_distillation": trainings("distillation", *STUDENTS),
-        "15_latent": trainings("autoencoder", "latent", "latent_ceiling", "latent_starts", "latent_calls"),
+        "15_latent": trainings("autoencoder", "latent", "latent_ceiling", "latent_calls"),
         "18_noise_level": trainings("noise_level", "noise_level_errors", "noise_level_dice"),
         "17_tdpm_generator": trainings("tdpm_states", *(f"tdpm_{t_prime:04d}" for t_prime in OWN.tdpm.t_primes)),
     }.get(job, [])

@@ -122,7 +122,7 @@ def test_each_weights_file_is_read_and_hashed_once(trained, monkeypatch):
     used = {path for path in opened if opened[path]}
     assert len(scored.subject.unique()) == 3 and used == set(reads) and len(used) == 8
     assert {path.parent.name for path in used} == {
-        *("attention_unet_0", "attention_unet_1", "probabilistic_unet_0", "tdpm_0300", "denoiser", "wolleb2021"),
+        *("attention_unet_0", "attention_unet_1", "probabilistic_unet_0", "tdpm_0300", "denoiser_0", "wolleb2021"),
         *("one_step_0200", "one_step_0200_mask"),
     }
     assert set(reads.values()) == set(opened.values()) - {0} == {1}
