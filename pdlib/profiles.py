@@ -83,7 +83,8 @@ class ProbabilisticUNet(PlainUNet):
     block_convolutions: Count
     latent: Count
     log_sigma_range: tuple[StrictFloat, StrictFloat]
-    combination_layers: Whole
+    combination_layers: Annotated[StrictInt, Field(ge=1)]  # the first sees the code
+    code_gain: NonNegative  # of its first weights, times He's
 
 
 class ConditionalGan(PlainUNet):

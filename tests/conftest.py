@@ -52,7 +52,7 @@ SEGMENTER = {
 UNET = {"in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2], "num_res_units": 0, "norm": "batch"}
 BAYESIAN = UNET | {"name": "bayesian_unet", "dropout": 0.5, "dropout_from": 1}
 PROBABILISTIC = UNET | {"name": "probabilistic_unet", "block_convolutions": 1, "latent": 6, "log_sigma_range": [-5, 2]}
-PROBABILISTIC |= {"combination_layers": 2}
+PROBABILISTIC |= {"combination_layers": 2, "code_gain": 1.0}
 GAN = UNET | {"noise_scales": [1, 4], "discriminator_channels": [4, 8], "discriminator_strides": [2]}
 DENOISER = {
     "in_channels": 3,

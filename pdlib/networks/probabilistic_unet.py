@@ -126,10 +126,12 @@ def build_probabilistic_unet(
     latent: int,
     log_sigma_range: tuple[float, float],
     combination_layers: int,
+    code_gain: float,
 ) -> ProbabilisticUNet:
     """Build a Probabilistic U-Net; trunk and encoders have the same `channels`, features are as wide as the first.
 
     `combination_layers` 1x1 convolutions with ReLU, as wide, come before the one to the logits (three by the authors).
+    The code's first weights are `code_gain` times He's: with 1 a code that means nothing yet disturbs the trunk.
     """
     features = channels[0]
     trunk = plain_unet(
@@ -144,11 +146,9 @@ def build_probabilistic_unet(
     gaussian = (channels, block_convolutions, latent, log_sigma_range)
     widths = [features + latent, *[features] * combination_layers]
     hidden = [layer for pair in pairwise(widths) for layer in (nn.Conv2d(*pair, 1), nn.ReLU())]
-    return ProbabilisticUNet(
-        trunk,
-        _he_normal(GaussianEncoder(in_channels, *gaussian)),
-        _he_normal(GaussianEncoder(in_channels + out_channels, *gaussian)),
-        _he_normal(nn.Sequential(*hidden, nn.Conv2d(features, out_channels, 1))),
-        latent=latent,
-        factor=math.prod(strides),
-    )
+    prior = _he_normal(GaussianEncoder(in_channels, *gaussian))
+    posterior = _he_normal(GaussianEncoder(in_channels + out_channels, *gaussian))
+    combination = _he_normal(nn.Sequential(*hidden, nn.Conv2d(features, out_channels, 1)))
+    with torch.no_grad():
+        combination[0].weight[:, features:] *= code_gain
+    return ProbabilisticUNet(trunk, prior, posterior, combination, latent=latent, factor=math.prod(strides))

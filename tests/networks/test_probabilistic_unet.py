@@ -24,6 +24,7 @@ PROBABILISTIC = dict(
     latent=6,
     log_sigma_range=(-5.0, 2.0),
     combination_layers=3,
+    code_gain=1.0,
 )
 
 
@@ -86,6 +87,15 @@ def test_code_is_drawn_from_the_prior_at_test_and_from_the_posterior_in_training
     torch.testing.assert_close(codes[0], expected[:, :, None, None].expand_as(codes[0]))
     expected = posterior.mean + posterior.stddev * fresh
     torch.testing.assert_close(codes[1], expected[:, :, None, None].expand_as(codes[1]))
+
+
+def test_the_code_starts_with_a_share_of_its_weights():
+    found = []
+    for gain in (1.0, 0.25):
+        torch.manual_seed(0)
+        found.append(build_probabilistic_unet(**PROBABILISTIC | {"code_gain": gain}).combination[0].weight)
+    whole, part = found
+    assert torch.equal(part[:, -6:], 0.25 * whole[:, -6:]) and torch.equal(part[:, :-6], whole[:, :-6])
 
 
 def test_sigma_stays_in_its_range(probabilistic):

@@ -15,7 +15,7 @@ HYPERPARAMETERS = {
     "unet_plus_plus": dict(channels=(4, 4, 8, 8, 16, 4), norm="batch", dropout=0.0),
     "bayesian_unet": UNET | dict(dropout=0.5, dropout_from=1),
     "probabilistic_unet": UNET
-    | dict(block_convolutions=1, latent=6, log_sigma_range=(-5.0, 2.0), combination_layers=3),
+    | dict(block_convolutions=1, latent=6, log_sigma_range=(-5.0, 2.0), combination_layers=3, code_gain=1.0),
 }
 STOCHASTIC = ["bayesian_unet", "probabilistic_unet"]
 
