@@ -244,7 +244,7 @@ def test_objectives_by_name():
         def forward(self, image, mask, fresh):
             return image[:, :1], fresh.square().sum(dim=1)
 
-    parts = build_objective("probabilistic", beta=1.0, warmup_steps=1)(Drawing(), batch)
+    parts = build_objective("probabilistic", beta=1.0, warmup_steps=1, dice_nats=0.0)(Drawing(), batch)
     assert parts.keys() == {"reconstruction_loss", "kl_loss"}
     network = nn.Conv2d(2, 1, 1)
     built = build_objective("segmentation", loss="ce")(network, batch)["train_loss"]
