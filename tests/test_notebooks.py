@@ -78,7 +78,7 @@ def test_parameters_are_few_and_those_of_the_smallest_run(name):
 
 
 def test_the_graph_s_jobs_are_runs_of_notebooks_and_every_notebook_is_a_job():
-    jobs = {job.partition(".")[0] for job in graph(load_profile("paper"))}
+    jobs = {job.partition(".")[0] for profile in ("paper", "smoke") for job in graph(load_profile(profile))}
     assert jobs | {"13_all_folds"} == set(NAMES)
 
 

@@ -35,7 +35,7 @@ PHOTOGRAPHED = [name for name in PROFILES if load_profile(name).fundus]
 REFUSED = [  # changes of the smoke profile, and the lines that refuse them
     # No such setting: the choices are told.
     ({"chian": {}}, "chian: no such setting; choose one of seed, fold, repeats, data, .*, voxel_tolerance"),
-    ({"chain": {"t_prim": 1}}, "chain.t_prim: no such setting; choose one of paper_steps, t_prime, .*, convention"),
+    ({"chain": {"t_prim": 1}}, "chain.t_prim: no such setting; choose one of paper_steps, t_prime, .*, spacing"),
     ({"chain": {"t_prime.": 1}}, "chain.t_prime.: no such setting; choose one of .*"),
     ({"name": "mine"}, "name: no such setting; choose one of seed, .*"),
     ({"changes": {}}, "changes: no such setting; choose one of seed, .*"),
@@ -77,7 +77,7 @@ REFUSED = [  # changes of the smoke profile, and the lines that refuse them
     # None of the choices.
     ({"machine": {"precision": "bf16"}}, "machine.precision: 'bf16': should be 'auto', 'bf16-mixed' or '32-true'"),
     ({"machine": {"device": "gpu"}}, "machine.device: 'gpu': should be 'auto', 'cpu' or 'cuda'"),
-    ({"chain": {"rule": "euler"}}, "chain.rule: 'euler': should be 'ddpm', 'ddim' or 'dpm_solver'"),
+    ({"chain": {"rule": "euler"}}, "chain.rule: 'euler': should be 'ddpm', 'ddim', 'dpm_solver', .*"),
     ({"segmenters": {"unet": {"norm": "layer"}}}, "segmenters.unet.norm: 'layer': should be 'batch', .*"),
     ({"comparison": {"methods": ["unet", "vnet"]}}, "comparison.methods.1: 'vnet': should be 'unet', .*"),
     ({"fewer_calls": {"starts": ["pd_ddpm", "unet"]}}, "fewer_calls.starts.1: 'unet': should be 'ddpm', .*"),

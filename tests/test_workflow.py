@@ -141,7 +141,7 @@ def test_a_job_runs_in_an_unkind_clone_into_an_unkind_folder_with_a_long_tmpdir(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("PROFILE=smok", "unknown profile 'smok': choose one of cpu, gpu, paper, smoke"),
+        ("PROFILE=smok", "unknown profile 'smok': choose one of cpu, gpu, night, paper, smoke"),
         ("FOLDS=0 7", "FOLDS=0 7: profile smoke has no fold '7': say all, or of 0, 1, 2, 3, 4"),
         ("DATA=/no/such/folder #1", "DATA=/no/such/folder #1: no such folder"),
         ("CHANGES={chain: {eat: 0.0}}", "chain.eat: no such setting; choose one of "),
@@ -250,7 +250,7 @@ def test_changed_settings_reach_every_job_and_lie_apart(tmp_path):
     told, changes = jobs_told(done), {"chain": {"eta": 0.0}}
     assert set(told) == set(graph(load_profile("smoke")))
     changed = {name for name, one in told.items() if one.get("changes") == changes}
-    own = {name for name in told if name.startswith(("01", "02", "03", "09", "12"))}
+    own = {name for name in told if name.startswith(("01", "02", "03", "09", "12", "14", "15", "16", "17", "18"))}
     assert changed == set(told) - own and all(not told[name].get("changes") for name in own)
     place = place_of(load_profile("smoke", changes), str(tmp_path))
     assert f"{place.figures.relative_to(tmp_path)}/fig3.png" in done.stdout
@@ -275,13 +275,12 @@ def test_only_networks_that_a_row_needs_are_trained():
     few |= {"fewer_calls": {"starts": ["pd_ddpm", "ddpm"]}, "members": {"agreement_methods": ["ddpm", "pd_ddpm"]}}
     jobs = graph(load_profile("smoke", few))
     assert {job for job in jobs if job.startswith(("02", "03", "12"))} == {
-        "02_train_segmenters.attention_unet_0",
-        "03_train_ddpm",
+        *("02_train_segmenters.attention_unet_0", "02_train_segmenters.attention_unet_1"),  # 06 compares seeds
+        "03_train_ddpm.0",
     }
     whole = load_profile("smoke", {"comparison": {"methods": ["pd_ddpm", "tdpm", "wolleb2021"]}})
-    assert {"03_train_ddpm", "12_wolleb2021"} <= set(graph(whole))
-    assert "tdpm" in sections_read("03_train_ddpm", whole)
-    assert "tdpm" not in sections_read("03_train_ddpm", load_profile("smoke", few))
+    assert {"03_train_ddpm.0", "12_wolleb2021", "17_tdpm_generator"} <= set(graph(whole))
+    assert "tdpm" in sections_read("17_tdpm_generator", whole) and "tdpm" not in sections_read("03_train_ddpm.0", whole)
 
 
 def test_outputs_are_only_those_that_the_profile_asks_for(tmp_path):

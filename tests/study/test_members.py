@@ -199,6 +199,6 @@ def test_networks_of_another_chain_are_refused(trained):
     with pytest.raises(ValueError, match=r"one_step_0200/best.* trained for t_stop 2, and the chain stops at 1"):
         of(trained, stopped, "one_step_0200")
     rewritten(trained.place.weights("denoiser_0") / "best.safetensors", t_max=3)
-    with pytest.raises(ValueError, match=r"denoiser/best.* trained on 3 steps, and T' is 4"):
+    with pytest.raises(ValueError, match=r"denoiser_0/best.* trained on 3 steps, and T' is 4"):
         of(trained)
     of(trained, trained.chain(t_prime=3))

@@ -40,7 +40,7 @@ def test_fold_0_lies_at_the_top_and_the_others_below_it(tmp_path):
     for kind in ("runs", "results", "figures"):
         assert getattr(first, kind) == tmp_path / kind / "cpu"
         assert getattr(second, kind) == tmp_path / kind / "cpu" / "fold_2"
-    assert second.weights("denoiser_0") == tmp_path / "runs/cpu/fold_2/weights/denoiser"
+    assert second.weights("denoiser_0") == tmp_path / "runs/cpu/fold_2/weights/denoiser_0"
     assert second.done("03_train_ddpm") == tmp_path / "runs/cpu/fold_2/done/03_train_ddpm"
     assert (second.cases, second.folds) == (first.cases, first.folds) and second.shared == first
     for job in ("01_prepare_data", "13_all_folds"):

@@ -136,9 +136,7 @@ def test_weights_are_read_once_and_networks_built_once(trained):
     other = run.network(run.weights("attention_unet_0"), "segmenter")
     assert other is not network and run.weights("attention_unet_0") != weights
     assert any(not torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
-    with pytest.raises(
-        ValueError, match=r"denoiser_0/best\.safetensors: holds a denoiser, not a segmenter"
-    ):
+    with pytest.raises(ValueError, match=r"denoiser_0/best\.safetensors: holds a denoiser, not a segmenter"):
         run.network(run.weights("denoiser_0"), "segmenter", "generator")
     with pytest.raises(ValueError, match=r"attention_unet_0/best\.safetensors: holds a segmenter, not a denoiser"):
         run.denoiser(run.weights("attention_unet_0"))
