@@ -174,7 +174,7 @@ def table_markdown(frame: pd.DataFrame, caption: str) -> str:
         frame = frame.drop(columns=[column for column in ROW_KEY if column in frame])
         frame.insert(0, "method", titles)
     parts = {f"{column}{part}" for column in frame for part in PARTS}
-    columns = [column for column in frame if column not in parts]
+    columns = [column for column in frame if column not in parts and "_difference_" not in column]
     for score in [column for column in columns if f"{column}_difference" in frame][:1]:
         after = columns.index(score) + 1
         columns[after:after] = [f"{score}_difference", f"{score}_holm"]

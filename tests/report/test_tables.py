@@ -102,6 +102,7 @@ def test_a_start_that_finds_no_lesion_is_a_group_of_its_own(scores):
     assert line.endswith(f"{difference[:2].mean():+.3f} (n = 2) | {difference[2:7].mean():+.3f} (n = 5) |")
     none = tables.table1(scores, rows=named("unet"), **HOW, missed=[])
     assert (none.dice_difference_missed_n[0], none.dice_difference_rest_n[0]) == (0, 7)
+    assert "missed" not in tables.table_markdown(none, "Table 1")
     assert "elsewhere" not in tables.table_markdown(none, "Table 1")
 
 
