@@ -27,7 +27,7 @@ export TQDM_MININTERVAL ?= 5
 .PHONY: help reproduce test bench lab weights readme clean
 
 help:
-	@echo "make reproduce [PROFILE=smoke|cpu|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
+	@echo "make reproduce [PROFILE=smoke|cpu|night|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
 	@echo "make reproduce CHANGES='{chain: {eta: 0.0}}'                                        the same with other settings"
 	@echo "make reproduce FOLDS=all|'0 2'                                                      the same for other test folds"
 	@echo "make reproduce DRY=1                                                                what would run"

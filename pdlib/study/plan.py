@@ -66,11 +66,11 @@ def _shown(profile: Profile, claim: Claim, sites: int) -> dict:
 
 
 def _subjects(profile: Profile, claim: Claim, sites: int) -> int:
-    """How many subjects both rows of a claim are tested on: of Table 1 the key rows have more than others."""
+    """How many subjects both rows of a claim are tested on: in the tables of whole rows the key ones have more."""
     repeats = profile.repeats
     if not repeats.further_per_site:
         return profile.data.cases_per_site * sites // profile.data.folds
-    key = claim.shown == "Table 1" and {*claim.methods} <= {*repeats.key_methods}
+    key = claim.shown in ("Table 1", "Both ends") and {*claim.methods} <= {*repeats.key_methods}
     return sites * (repeats.further_per_site if key else repeats.others_per_site or repeats.further_per_site)
 
 
