@@ -124,8 +124,7 @@ def parameters(job):
     """The parameters of a papermill run, and what else makes it run again: settings, code and files that it reads."""
     notebook = job.partition(".")[0]
     profile = profile_of(notebook)
-    given = {"profile": profile.name, "out": ASKED["out"]}
-    given |= {} if notebook == "09_read_the_kernels" else {"changes": profile.changes}
+    given = {"profile": profile.name, "out": ASKED["out"], "changes": profile.changes}
     given |= {} if notebook in SHARED_JOBS else {"fold": FOLD}
     return {
         "notebook": notebook,

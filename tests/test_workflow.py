@@ -256,6 +256,13 @@ def test_changed_settings_reach_every_job_and_lie_apart(tmp_path):
     assert f"{place.figures.relative_to(tmp_path)}/fig3.png" in done.stdout
 
 
+def test_settings_that_networks_depend_on_reach_every_job(tmp_path):
+    changes = {"seed": 1}
+    done = make(ROOT, "PROFILE=smoke", "DRY=1", f"OUT={tmp_path}", f"CHANGES={json.dumps(changes)}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(one["changes"] == changes for one in jobs_told(done).values())
+
+
 # The graph.
 @pytest.mark.parametrize("profile", profile_names())
 def test_every_job_waits_for_jobs_of_the_graph_and_for_what_its_notebook_needs(profile):
