@@ -445,6 +445,7 @@ class Comparison(Section):
     deep_ensemble_seeds: Annotated[tuple[Whole, ...], Field(min_length=2)]
     t_prime_candidates: Counts  # for rows that choose their own T', on the validation fold
     calls: dict[ChainName, Count]  # of rows that make another number of calls than the chain's stride gives
+    weak_gap: NonNegative  # of Dice, that the Probabilistic U-Net may lie below the U-Net before its title says so
 
 
 class Sweep(Section):

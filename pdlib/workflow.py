@@ -40,7 +40,7 @@ _READ = {  # the sections of the profile that a notebook reads: its jobs run aga
     ),
     "02_train_segmenters": ("seed", "data.multiple", *_MACHINE, "ensemble", "segmenters.objective", "segmenters.fit"),
     "03_train_ddpm": (*_SAMPLED, "denoiser", "voxel_tolerance"),
-    "04_compare_methods": (*_SAMPLED, "comparison", "statistics"),
+    "04_compare_methods": (*_SAMPLED, "comparison", "tdpm.limits", "statistics"),
     "05_sweep_t_prime": (*_SAMPLED, "sweep", "statistics"),
     "06_ensemble_size": (*_SAMPLED, "members", "comparison.deep_ensemble_seeds", "statistics"),
     "07_preseg_accuracy": (*_SAMPLED, "preseg_accuracy", "statistics"),

@@ -167,11 +167,14 @@ def table_markdown(frame: pd.DataFrame, caption: str) -> str:
     and, where starts miss all lesions of some subjects, with the median and the means over these and over the others.
 
     The other scores' differences have no room beside it: they are in the CSV. The columns that tell rows apart become
-    one, the row's title.
+    one, the row's title, to which a column `remark` adds what it holds.
     """
     if "method" in frame:
         titles = [row_title(row) for row in frame.to_dict("records")]
-        frame = frame.drop(columns=[column for column in ROW_KEY if column in frame])
+        if "remark" in frame:
+            said = frame["remark"].fillna("")
+            titles = [f"{title} ({remark})" if remark else title for title, remark in zip(titles, said, strict=True)]
+        frame = frame.drop(columns=[column for column in (*ROW_KEY, "remark") if column in frame])
         frame.insert(0, "method", titles)
     parts = {f"{column}{part}" for column in frame for part in PARTS}
     columns = [column for column in frame if column not in parts and "_difference_" not in column]

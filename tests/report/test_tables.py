@@ -106,6 +106,12 @@ def test_a_start_that_finds_no_lesion_is_a_group_of_its_own(scores):
     assert "elsewhere" not in tables.table_markdown(none, "Table 1")
 
 
+def test_a_remark_joins_the_row_s_title(scores):
+    table = tables.table1(scores, rows=named("unet", "pd_ddpm"), **HOW).assign(remark=["weak", np.nan])
+    titles = [line.split(" | ")[0] for line in tables.table_markdown(table, "Table 1").splitlines()[4:]]
+    assert titles == ["| U-Net (weak)", "| PD-DDPM"]
+
+
 def test_a_subject_belongs_to_one_training(scores):
     twice = pd.concat([scores, rows("unet", [0.5], seed=9)])
     with pytest.raises(ValueError, match="Utrecht/0: segmented under several seeds"):
