@@ -145,8 +145,8 @@ def _levels(profile: Profile, image: tuple[int, int, int]) -> Trial:
 def _start_matched(profile: Profile, image: tuple[int, int, int]) -> dict[str, Trial]:
     """The denoiser's and the refiner's; the pre-segmentation is the last channel of their image."""
     settings, channels = profile.start_matched, image[0]
-    about = profile.denoiser.diffusion.model_copy(update={"prediction": LOGIT}).arguments()
-    diffusion, mixture = build_diffusion(**about), Mixture(**settings.presegs.arguments())
+    about = profile.denoiser.diffusion.arguments()  # a chain with the plain rule takes as long
+    diffusion, mixture = build_diffusion(**about | {"prediction": LOGIT}), Mixture(**settings.presegs.arguments())
     t_start = chain_of(METHODS["start_matched"], profile.chain, diffusion.schedule.steps).t_prime - 1
 
     def alike(objective: objectives.Objective) -> objectives.Objective:

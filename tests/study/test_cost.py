@@ -137,7 +137,10 @@ def test_every_kind_of_network_is_tried():
     profile = load_profile("smoke", TINY)
     known, compute = trials(profile, HEAD), compute_of(profile)
     assert compute == Compute(compute.device, "32-true", profile.machine.batch_size)
-    for name in ("unet", "probabilistic_unet", "denoiser", "wolleb2021", "tdpm", "refine", "fundus_denoiser"):
+    assert {"unet", "wolleb2021", "tdpm", "start_matched", "refiner", "student", "latent", "fundus_denoiser"} <= {
+        *known
+    }
+    for name in known:
         assert 0 < seconds_of_update(known[name], compute) < 60
         assert 0 < seconds_of_call(known[name], compute, HEAD.slices) < 60
     prices = measure(profile, HEAD, [("score", ""), ("call", "unet")])
