@@ -147,8 +147,9 @@ def gpus(job):
 def urgency(job):
     """What many wait for comes first."""
     notebook, _, what = job.partition(".")
-    first = {"03_train_ddpm": 100, "12_wolleb2021": 90, "16_start_matched": 80, "08_truncate_both_ends": 60}
-    return first.get(notebook, 50 if what and notebook not in REPEATED_TRAININGS else 0)
+    first = {"03_train_ddpm": 100, "02_train_segmenters": 95, "12_wolleb2021": 90, "16_start_matched": 80}
+    first |= {"08_truncate_both_ends": 75, "04_compare_methods": 70}  # 04 takes longest, and waits for 08
+    return first.get(notebook, 50 if what else 0)
 
 
 def done(*jobs):
