@@ -148,7 +148,8 @@ def urgency(job):
     """What many wait for comes first."""
     notebook, _, what = job.partition(".")
     first = {"03_train_ddpm": 100, "02_train_segmenters": 95, "12_wolleb2021": 90, "16_start_matched": 80}
-    first |= {"08_truncate_both_ends": 75, "04_compare_methods": 70}  # 04 takes longest, and waits for 08
+    first |= {"17_tdpm_generator": 85, "08_truncate_both_ends": 75, "05_sweep_t_prime": 72}
+    first |= {"04_compare_methods": 70}  # it takes longest, and waits for all of these
     return first.get(notebook, 50 if what else 0)
 
 
