@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pdlib.methods import SCORED
+from pdlib.methods import DENOISERS, REPEATED, SCORED
 from pdlib.paths import BENCHMARKS, CONFIGS, NOTEBOOKS, PROFILE_JOBS, QUESTIONS, SHARED_JOBS, measured_devices
 from pdlib.profiles import load_profile
 from pdlib.workflow import IN_WORKFLOW, cells_digest, graph, place_of, sections_read
@@ -85,8 +85,7 @@ def outputs(job):
 STUDENTS = [f"student_{calls:04d}" for calls in (OWN.distillation.students if OWN.distillation else ())]
 REPEATED_TRAININGS = {  # the training that a job with a dot is, by its notebook
     "02_train_segmenters": "{}",
-    "03_train_ddpm": "denoiser_{}",
-    "16_start_matched": "start_matched_{}",
+    **{DENOISERS[training]: f"{training}_{{}}" for training in REPEATED},
 }
 
 

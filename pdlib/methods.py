@@ -24,10 +24,7 @@ DENOISERS = {  # training of a chain's network: the notebook that does it
     "latent": "15_latent",
     "start_matched": "16_start_matched",
 }
-REPEATED = (
-    "denoiser",
-    "start_matched",
-)  # those that every repeat of the study trains anew, as it does its pre-segmenter
+REPEATED = ("denoiser", "start_matched")  # those that every repeat trains anew, as it does its pre-segmenter
 ONE_STEP = {"refine": "08_truncate_both_ends", "refiner": "16_start_matched"}  # of a "one_step" finish's network
 LEVELS = "18_noise_level"  # trains the network that the rule "noise_level" asks
 

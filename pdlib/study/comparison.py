@@ -121,9 +121,9 @@ class Row:
     def scores(self, split: str, on_batch: OnBatch = silent) -> pd.DataFrame:
         """Its scores for every subject of a split, as result rows; the cost counts all members and their starts.
 
-        The split "tested" is the test subjects that this row is tested on (`Run.tested`), "key" all there are.
+        The split "tested" is the test subjects that this row is tested on (`Run.tested`).
         """
-        rows, name = [], "test" if split in ("key", "tested") else split
+        rows, name = [], "test" if split == "tested" else split
         for subject in self.run.tested(self.name) if split == "tested" else self.run.subjects(split):
             members = self.members(subject, on_batch)
             before = self.starts(subject) if self.first.trained else Drawn(members.values[:0], 0, 0.0)

@@ -8,7 +8,6 @@ from pdlib.inference.chains import chain_of
 from pdlib.methods import CHAIN, METHODS
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.study.comparison import Row, student_name
-from pdlib.study.presegs import slices_with_presegs
 from pdlib.study.run import Run, diffusion_of
 from pdlib.study.trainings import training
 from pdlib.study.validation import sampled_dice
@@ -21,7 +20,7 @@ from pdlib.training.weights import Weights
 def students_slices(run: Run) -> SliceBank:
     """The training slices with references and the pre-segmentations that PD-DDPM would start from."""
     row = Row.of(run, CHAIN, size=1)
-    return slices_with_presegs(run, {subject: row.starts(subject).values[0] for subject in run.subjects("train")})
+    return run.training_slices(presegs={one: row.starts(one).values[0] for one in run.subjects("train")})
 
 
 def train_student(run: Run, calls: int, bank: SliceBank) -> pd.DataFrame:

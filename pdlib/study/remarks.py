@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from pdlib.diffusion.schedule import scale_t_prime
 from pdlib.evaluation import records
 from pdlib.report.values import paired_values, select
 from pdlib.study.run import Run
@@ -26,10 +27,10 @@ def remarks(run: Run, scores: pd.DataFrame) -> dict[str, str]:
 
 
 def _weak_generator(run: Run, scores: pd.DataFrame) -> bool:
-    settings, chain = run.profile.tdpm, run.profile.chain
+    settings, chain, used = run.profile.tdpm, run.profile.chain, {*select(scores, {"method": "tdpm"}).t_prime}
     states = records.read_table(run.place.trained.results / "training" / "tdpm_states.csv")
     steps = run.profile.denoiser.diffusion.schedule.steps
-    used = {round(int(one) * chain.paper_steps / steps) for one in select(scores, {"method": "tdpm"}).t_prime.unique()}
-    mine = [rows.set_index("state") for t_prime, rows in states.groupby("t_prime") if t_prime in used]
+    own = states.t_prime.map(lambda t_prime: scale_t_prime(t_prime, chain.paper_steps, steps))
+    mine = [rows.set_index("state") for _, rows in states[own.isin(used)].groupby("t_prime")]
     beside = ["rater" if "rater" in one.index else "diffused" for one in mine]
     return any(state_faults(one, settings.limits.arguments(), of) for one, of in zip(mine, beside, strict=True))

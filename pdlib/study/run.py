@@ -152,14 +152,21 @@ class Run:
         names = [name for part in parts for name in self.subjects(part)]
         return sum(int(self.volume(name).brain.any(axis=(1, 2)).sum()) for name in names)
 
-    def training_slices(self, subjects: Sequence[str] | None = None) -> SliceBank:
-        """All brain slices of the training subjects, or of some of them."""
+    def training_slices(
+        self, subjects: Sequence[str] | None = None, presegs: Mapping[str, np.ndarray] | None = None
+    ) -> SliceBank:
+        """All brain slices of the training subjects, or of some of them.
+
+        presegs: a hard mask [Z, Y, X] of each subject, to be a second channel of the masks, cropped and flipped as the
+        reference is.
+        """
         images, masks = [], []
         for subject in self.subjects("train") if subjects is None else subjects:
             volume = self.volume(subject)
             image, window = brain_slices(volume, 1)
+            channels = [volume.mask] if presegs is None else [volume.mask, presegs[subject]]
             images += list(image)
-            masks += list(torch.from_numpy(window.cut(volume.mask)).float()[:, None])
+            masks += list(torch.from_numpy(np.stack([window.cut(one) for one in channels], axis=1)).float())
         return SliceBank(images, masks)
 
     def weights(self, training: str, checkpoint: str = "best") -> Weights:

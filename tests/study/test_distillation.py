@@ -12,7 +12,6 @@ from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.profiles import ProfileError, load_profile
 from pdlib.study.comparison import Row
 from pdlib.study.distillation import copy_of, students_slices, train_student
-from pdlib.study.presegs import slices_with_presegs
 from pdlib.study.run import Run
 from pdlib.study.work import works
 
@@ -24,7 +23,7 @@ ROW = {"fewer_calls": {"starts": ["pd_ddpm", "distilled"]}}
 def test_a_pre_segmentation_is_cut_as_its_subject_s_slices_are(trained):
     run, rng = trained.run, np.random.default_rng(0)
     presegs = {one: (rng.random(run.volume(one).mask.shape) < 0.5).astype(np.float32) for one in run.subjects("train")}
-    bank, place = slices_with_presegs(run, presegs), 0
+    bank, place = run.training_slices(presegs=presegs), 0
     for subject in run.subjects("train"):
         volume = run.volume(subject)
         window = Window.around(volume.brain, 1)

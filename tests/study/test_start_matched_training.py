@@ -13,7 +13,6 @@ from pdlib.profiles import ProfileError, load_profile
 from pdlib.study import start_matched
 from pdlib.study.comparison import Row
 from pdlib.study.members import starts
-from pdlib.study.presegs import slices_with_presegs
 
 SHORT = {"steps": 2, "batch_size": 2, "crop": [16, 16], "validate_every": 2}
 SECTION = {"network": DENOISER | {"in_channels": 4}, "fit": SHORT, "halves": SHORT, "refiner": {"fit": SHORT}}
@@ -27,7 +26,7 @@ def run(networks, tmp_path_factory):
     one = replace(networks, place=place, profile=load_profile("smoke", CHANGES | {"start_matched": SECTION})).run
     for half in start_matched.HALVES:
         start_matched.train_half(one, half)
-    bank = slices_with_presegs(one, start_matched.out_of_fold(one))
+    bank = one.training_slices(presegs=start_matched.out_of_fold(one))
     start_matched.train_start_matched(one, 0, bank)
     start_matched.train_refiner(one, bank)
     return one
@@ -50,7 +49,7 @@ def test_a_pre_segmentation_to_train_on_comes_from_the_half_that_has_not_seen_th
         for subject in other.card["half"]:
             assert subject not in half.card["half"]
             np.testing.assert_array_equal(presegs[subject], starts(run, half, subject, 1).values[0])
-    bank = slices_with_presegs(run, presegs)
+    bank = run.training_slices(presegs=presegs)
     subject = run.subjects("train")[0]
     _, window = brain_slices(run.volume(subject), 1)
     first = np.stack([window.cut(run.volume(subject).mask)[0], window.cut(presegs[subject])[0]])
