@@ -23,6 +23,7 @@ DENOISERS = {  # training of a chain's network: the notebook that does it
     "student": "14_distillation",
     "latent": "15_latent",
     "start_matched": "16_start_matched",
+    "unmatched": "16_start_matched",
 }
 REPEATED = ("denoiser", "start_matched")  # those that every repeat trains anew, as it does its pre-segmenter
 ONE_STEP = {"refine": "08_truncate_both_ends", "refiner": "16_start_matched"}  # of a "one_step" finish's network
@@ -84,6 +85,14 @@ METHODS = {
         denoiser="start_matched",
         settings={"rule": "start_matched"},
         colour="#B30059",
+    ),
+    "unmatched": Method(
+        "PD-DDPM, trained below T' on a logit",
+        PRESEGMENTER,
+        start="preseg",
+        denoiser="unmatched",
+        settings={"rule": "ddim", "eta": 1.0},
+        colour="#E58FB1",
     ),
     "refiner": Method(
         "Refiner", PRESEGMENTER, start="mask", finish="one_step", members="one", last="refiner", colour="#5B2C83"
@@ -165,21 +174,21 @@ def jobs(names: list[str], *, presegmenter: str, deep_ensemble_seeds: list[int],
         elif method.source is not None:
             found[f"02_train_segmenters.{method.source}_0"] = None
         if method.start is not None:
-            found |= dict.fromkeys(denoiser_jobs(method.denoiser, seeds))
+            found |= dict.fromkeys(training_jobs(DENOISERS, method.denoiser, seeds))
         if method.finish == "one_step":
-            found |= dict.fromkeys(refine_jobs(method.last, seeds))
+            found |= dict.fromkeys(training_jobs(ONE_STEP, method.last, seeds))
         if method.settings.get("rule") == "noise_level":
             found[LEVELS] = None
     return list(found)
 
 
-def denoiser_jobs(training: str, seeds: list[int]) -> list[str]:
-    """The notebook runs that train a chain's network: one for each seed where the repeats train it anew."""
-    notebook = DENOISERS[training]
-    return [f"{notebook}.{seed}" for seed in seeds] if training in REPEATED else [notebook]
+def training_jobs(notebooks: Mapping[str, str], training: str, seeds: list[int]) -> list[str]:
+    """The runs of a training's notebook: one a seed where the repeats train it anew, the first seed's if it is trained
+    once beside such a training.
 
-
-def refine_jobs(training: str, seeds: list[int]) -> list[str]:
-    """The notebook run that trains the last network of a "one_step" finish; of the repeats the first one."""
-    notebook = ONE_STEP[training]
-    return [f"{notebook}.{seeds[0]}"] if notebook in map(DENOISERS.get, REPEATED) else [notebook]
+    notebooks: by training, DENOISERS or ONE_STEP.
+    """
+    notebook = notebooks[training]
+    if notebook not in map(DENOISERS.get, REPEATED):
+        return [notebook]
+    return [f"{notebook}.{seed}" for seed in (seeds if training in REPEATED else seeds[:1])]

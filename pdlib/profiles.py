@@ -594,7 +594,7 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _chains_start_as_they_were_trained(self) -> Self:
-        rows, denoiser = sorted({"start_matched", "refiner"} & self.rows), self.denoiser.network
+        rows, denoiser = sorted({"start_matched", "unmatched", "refiner"} & self.rows), self.denoiser.network
         if rows and self.start_matched is None:
             raise ValueError(f"start_matched: null leaves no networks for the row {rows[0]}")
         if "start_matched" in rows and self.chain.convention != "consistent":

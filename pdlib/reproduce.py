@@ -185,7 +185,7 @@ def snakemake(asked: Asked, config: Path) -> int:
     targets = [str(here.done(job)) for job in asked.targets]
     os.chdir(ROOT)
     arguments = ["--snakefile", "Snakefile", "--directory", str(asked.out), "--nolock", "--cores", str(asked.cores)]
-    arguments += ["--resources", "gpu=1", "--rerun-incomplete"]
+    arguments += ["--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
     arguments += ["--dry-run", "--printshellcmds"] if asked.dry else ["--quiet", "rules", "host"]
     try:
         main([*arguments, "--", *targets])

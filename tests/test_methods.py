@@ -55,7 +55,8 @@ def test_every_repeat_trains_what_a_verdict_hangs_on():
     assert [job for job in jobs(["start_matched"], **three) if job.startswith("16")] == [
         f"16_start_matched.{seed}" for seed in (0, 1, 2)
     ]
-    assert [job for job in jobs(["refiner"], **three) if job.startswith("16")] == ["16_start_matched.0"]
+    for control in ("refiner", "unmatched"):
+        assert [job for job in jobs([control], **three) if job.startswith("16")] == ["16_start_matched.0"]
     assert jobs(["unet"], **three) == ["02_train_segmenters.unet_0"], "other networks are trained once"
 
 

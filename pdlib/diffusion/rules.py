@@ -75,8 +75,13 @@ class WeightedSum:
     table: StepTable
 
     @classmethod
-    def of(cls, states: States) -> "WeightedSum":
+    def of(cls, states: States) -> "Rule":
+        """Of a logit the next state is no weighted sum, and DDIM goes through x_start; ValueError for another rule."""
         sampler, chain = states.sampler, states.sampler.chain
+        if sampler.diffusion.prediction == formulas.LOGIT:
+            if chain.rule != "ddim":
+                raise ValueError(f"rule {chain.rule}: a network that predicts a logit steps by ddim")
+            return ThroughXStart(states)
         where = states.x.device
         table = formulas.step_table(sampler.diffusion, chain.indices, chain.t_stop, chain.rule, chain.eta, where)
         return cls(states, table)
@@ -109,24 +114,36 @@ class DpmSolver:
 
 
 @dataclass(frozen=True)
-class StartMatched:
-    """The step of a chain that was trained from its start: x_t still holds a share of the pre-segmentation."""
+class ThroughXStart:
+    """DDIM by way of the predicted x_start, for a network whose output is no part of a weighted sum."""
 
     states: States
 
     def index(self, i: int) -> Tensor:
         return self.states.planned(i)
 
+    def origin(self, x_start: Tensor) -> Tensor:
+        """What the chain's mean comes from: x_start itself, for states that are diffused references."""
+        return x_start
+
     def step(self, output: Tensor, i: int) -> None:
-        states, sampler, classes = self.states, self.states.sampler, self.states.classes
+        states, sampler = self.states, self.states.sampler
         t, t_prev, t_start = sampler.chain.indices[i], states.arrival(i), sampler.chain.t_prime - 1
-        preseg = states.x[:, -2 * classes : -classes]  # the network sees [image, preseg, x_t]
-        given = (states.pred_x_start(output, t), preseg, states.x_t)
-        schedule = sampler.diffusion.schedule
+        x_start, schedule = states.pred_x_start(output, t), sampler.diffusion.schedule
+        given = (x_start, self.origin(x_start), states.x_t)
         x_s, sigma = formulas.start_matched_step(*given, (t, t_prev, t_start), sampler.chain.eta, schedule)
         if sigma > 0:
             x_s = x_s + float(sigma) * noise.normal(states.streams, self.index(i), *x_s.shape[1:])
         states.x_t.copy_(x_s)
+
+
+@dataclass(frozen=True)
+class StartMatched(ThroughXStart):
+    """The step of a chain that was trained from its start: x_t still holds a share of the pre-segmentation."""
+
+    def origin(self, x_start: Tensor) -> Tensor:
+        classes = self.states.classes
+        return self.states.x[:, -2 * classes : -classes]  # the network sees [image, preseg, x_t]
 
 
 @dataclass

@@ -85,7 +85,9 @@ def _with_stand_ins(
         table1 = pd.concat([table1, select(table1, {"method": "ddpm"}).assign(method="wolleb2021")])
         near["wolleb2021", "dice"] = display_name("ddpm")
     wanted = {"start_matched": "deep_ensemble", "refiner": profile.comparison.presegmenter}  # and whose distance
-    rows = {"start_matched": {"rule": "dpm_solver", "calls": few_calls}, "refiner": {"rule": "x0_jump"}}
+    wanted["unmatched"] = "deep_ensemble"
+    rows = {"start_matched": {"rule": "dpm_solver", "calls": few_calls}}
+    rows |= {name: {"rule": "x0_jump"} for name in ("refiner", "unmatched")}
     if profile.start_matched is not None and "start_matched" not in {*fewer.method}:
         every = select(fewer, EVERY_STEP).iloc[0]
         parts = [fewer, _as(agreed, {"method": CHAIN}, method=CHAIN, rule=every["rule"], calls=every.calls)]

@@ -143,7 +143,7 @@ def _levels(profile: Profile, image: tuple[int, int, int]) -> Trial:
 
 
 def _start_matched(profile: Profile, image: tuple[int, int, int]) -> dict[str, Trial]:
-    """The denoiser's and the refiner's; the pre-segmentation is the last channel of their image."""
+    """The denoiser's and its controls'; where there is a pre-segmentation, it is the last channel of their image."""
     settings, channels = profile.start_matched, image[0]
     about = profile.denoiser.diffusion.arguments()  # a chain with the plain rule takes as long
     diffusion, mixture = build_diffusion(**about | {"prediction": LOGIT}), Mixture(**settings.presegs.arguments())
@@ -158,9 +158,11 @@ def _start_matched(profile: Profile, image: tuple[int, int, int]) -> dict[str, T
     matched = alike(objectives.start_matched_objective(diffusion, t_start, mixture))
     refined = alike(objectives.refiner_objective(diffusion, mixture, _loss(profile.segmenters.objective)))
     build, seen = lambda: GuidedUNet(**settings.network.arguments()), (channels + 1, *image[1:])
-    refiner = settings.refiner
+    refiner, smaller = settings.refiner, settings.network.arguments() | {"in_channels": channels + 1}
+    plain = objectives.diffusion_objective(diffusion, t_start + 1)
     return {
         "start_matched": Trial(build, matched, settings.fit, seen, diffusion=about),
+        "unmatched": Trial(lambda: GuidedUNet(**smaller), plain, settings.fit, image, diffusion=about),
         "refiner": Trial(_segmenter("attention_unet", refiner.network), refined, refiner.fit, seen),
     }
 

@@ -1,4 +1,4 @@
-"""Start-matched PD-DDPM: two half pre-segmenters, the pre-segmentations to train on, the denoiser and its control."""
+"""Start-matched PD-DDPM: two half pre-segmenters, the pre-segmentations to train on, the denoiser and its controls."""
 
 from collections.abc import Callable
 
@@ -23,10 +23,16 @@ from pdlib.study.validation import sampled_dice, segmenter_dice
 from pdlib.training.bank import SliceBank
 from pdlib.training.corruption import Mixture
 from pdlib.training.fit import fit_network
-from pdlib.training.objectives import build_objective, refiner_objective, start_matched_objective
+from pdlib.training.objectives import (
+    build_objective,
+    diffusion_objective,
+    refiner_objective,
+    start_matched_objective,
+)
 
 HALVES = (0, 1)
 REFINER = "refiner"
+UNMATCHED = "unmatched"
 
 
 def half_of(run: Run, half: int) -> list[str]:
@@ -128,10 +134,35 @@ def train_start_matched(run: Run, seed: int, bank: SliceBank) -> pd.DataFrame:
     )
 
 
-def train_refiner(run: Run, bank: SliceBank) -> pd.DataFrame:
-    """Train the control on the same slices and pre-segmentations, by the segmenters' loss; returns its history.
+def train_unmatched(run: Run) -> pd.DataFrame:
+    """Train the control that has all but the matching: diffused references and the image alone; returns its history.
 
-    It is chosen by its Dice on every validation subject.
+    Network, loss, indices, updates and choice are the start-matched denoiser's; it is PD-DDPM by the same recipe.
+    """
+    settings, watched = denoiser_settings(run), run.subjects("validation")
+    sees = run.profile.denoiser.network.in_channels
+    settings = settings.model_copy(update={"network": settings.network.model_copy(update={"in_channels": sees})})
+    diffusion = build_diffusion(**settings.diffusion.arguments())
+    chain = trainings.chain_while_training(run, UNMATCHED, settings)
+    begun = validation_starts(run, run.profile.repeats.seeds[0])
+
+    def watch(average: nn.Module) -> dict[str, float]:
+        sampler = trainings.sampler_while_training(run, average, settings, chain)
+        return sampled_dice(run, sampler, watched, begun)
+
+    return fit_network(
+        trainings.seeded(GuidedUNet, run.seed, **settings.network.arguments()),
+        diffusion_objective(diffusion, settings.t_max),
+        run.training_slices(),
+        watch,
+        trainings.training(run, UNMATCHED, settings.fit, trainings.denoiser_card(run, settings, watched, chain)),
+    )
+
+
+def train_refiner(run: Run, bank: SliceBank) -> pd.DataFrame:
+    """Train the control without a chain on the same slices and pre-segmentations; returns its history.
+
+    The loss is the segmenters'. It is chosen by its Dice on every validation subject.
     """
     settings, watched = run.profile.start_matched.refiner, run.subjects("validation")
     network = {"name": "attention_unet", **settings.network.arguments()}

@@ -224,7 +224,7 @@ class Count:
         return work
 
     def _start_matched(self, what: str) -> Counter[Unit]:
-        """The repeat's denoiser; in the first repeat the halves of the pre-segmenter and the refiner as well."""
+        """The repeat's denoiser; in the first repeat the halves of the pre-segmenter and the controls as well."""
         settings, presegmenter = self.profile.start_matched, self.profile.comparison.presegmenter
         watched, size, few = self.split("validation"), settings.ensemble_size, max(settings.calls)
         train = watched * (self.profile.data.folds - 2)
@@ -237,9 +237,11 @@ class Count:
             halves, refined = 2 * _validations(settings.halves), _validations(settings.refiner.fit)
             work[("update", presegmenter)] += 2 * settings.halves.steps
             work[("call", presegmenter)] += halves * watched * self.slices
+            work[("update", "unmatched")] += settings.fit.steps
+            work[("call", "unmatched")] += times * len(self._chain("unmatched").indices) * self.slices
             work[("update", "refiner")] += settings.refiner.fit.steps
             work[("call", "refiner")] += refined * watched * self.slices
-            work[("score", "")] += (halves + refined) * watched
+            work[("score", "")] += (halves + refined) * watched + times
         own, every = "" if first else what, {"stride": 1, "calls": None}
         for changes in (*({"calls": calls} for calls in settings.calls), every):
             work += self._row("start_matched", ("validation",), size, start=own, **changes)
@@ -247,6 +249,7 @@ class Count:
             work += self._row(CHAIN, ("validation",), size, start=own, **changes)
         for name in ("start_matched", CHAIN):
             work += self._row(name, ("validation",), size, start=f"empty{own}", calls=few)
+        work += self._row("unmatched", ("validation",), size, start=own, calls=few)
         for start in (own, f"empty{own}"):
             work += self._row("refiner", ("validation",), start=start)
         return work

@@ -37,13 +37,20 @@ def reconstruction_objective(positive_weight: float) -> Objective:
 
 
 def diffusion_objective(diffusion: Diffusion, t_max: int) -> Objective:
-    """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max."""
+    """The simple DDPM loss (Ho et al. 2020, Eq. 14) on the mask channel, t uniform over the indices below t_max.
+
+    Of a logit the loss is the cross-entropy, as in `start_matched_objective`.
+    """
+    of_logit = diffusion.prediction == formulas.LOGIT
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
-        _, x_t, t, target = _diffused(diffusion, t_max, batch)
+        x_start, x_t, t, noise = _diffused(diffusion, t_max, batch)
         seen = torch.cat([diffusion.codec.image(batch.image), x_t], dim=1)
-        output = network(seen, t.to(x_t.device, non_blocking=True))
-        return {"train_loss": nn.functional.mse_loss(output.float(), target)}
+        output = network(seen, t.to(x_t.device, non_blocking=True)).float()
+        if of_logit:
+            return {"train_loss": _cross_entropy(output, batch.mask)}
+        target = formulas.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
+        return {"train_loss": nn.functional.mse_loss(output, target)}
 
     return objective
 
@@ -55,7 +62,8 @@ def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Obj
     """
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
-        x_start, x_t, t, target = _diffused(diffusion, t_max, batch)
+        x_start, x_t, t, noise = _diffused(diffusion, t_max, batch)
+        target = formulas.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
         seen = torch.cat([batch.image, x_t], dim=1)
         output, model_var_values = network(seen, t.to(x_t.device, non_blocking=True)).float().chunk(2, dim=1)
         detached, everything = output.detach(), (-math.inf, math.inf)
@@ -68,12 +76,11 @@ def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Obj
 
 
 def _diffused(diffusion: Diffusion, t_max: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_start, x_t [B, C, h, w] at random indices t [B] below t_max, and the network's target there."""
+    """x_start, x_t [B, C, h, w] at random indices t [B] below t_max, and the noise in it."""
     t = torch.randint(t_max, (len(batch.mask),), generator=batch.generator)
     x_start = diffusion.codec.encode(batch.mask)
     noise = _normal(x_start.shape, batch)
-    x_t = formulas.q_sample(x_start, t, noise, diffusion.schedule)
-    return x_start, x_t, t, formulas.training_target(diffusion.prediction, x_start, t, noise, diffusion.schedule)
+    return x_start, formulas.q_sample(x_start, t, noise, diffusion.schedule), t, noise
 
 
 def _normal(shape: tuple[int, ...], batch: Batch) -> Tensor:
@@ -166,7 +173,7 @@ def start_matched_objective(diffusion: Diffusion, t_start: int, mixture: Mixture
         mean = formulas.start_matched_mean(x_start, preseg, t, t_start, diffusion.schedule)
         x_t = formulas.q_sample(mean, t, _normal(x_start.shape, batch), diffusion.schedule)
         output = network(torch.cat([batch.image, preseg, x_t], dim=1), t.to(x_t.device, non_blocking=True))
-        return {"train_loss": nn.functional.binary_cross_entropy_with_logits(output.float(), reference)}
+        return {"train_loss": _cross_entropy(output.float(), reference)}
 
     return objective
 
@@ -263,3 +270,7 @@ def build_objective(name: str, **options) -> Objective:
     if name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
     return OBJECTIVES[name](**options)
+
+
+def _cross_entropy(logit: Tensor, mask: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logit, mask)

@@ -193,6 +193,16 @@ def test_start_matching_is_claimed_in_six_rows():
     assert "C11" not in read().reset_index().number.tolist()
 
 
+def test_the_matching_alone_is_judged_beside_the_same_recipe():
+    tables = with_start_matching(0.1)
+    assert (ledger(tables, few_calls=10, **HOW).number == "control").sum() == 1
+    unmatched = rows("unmatched", BASE + 0.15 + NOISE, "dice", calls=10, rule="ddim_eta_1", nfe=51)
+    tables["fewer_calls_scores"] = pd.concat([tables["fewer_calls_scores"], unmatched])
+    found = ledger(tables, few_calls=10, **HOW).query("number == 'control'").iloc[-1]
+    assert found.claim == "start-matched beats PD-DDPM by the same recipe, both at 10 calls"
+    assert found.estimate == pytest.approx(-0.05) and found.verdict == "does not hold"
+
+
 def test_more_rows_are_corrected_for_together():
     few, many = read(), ledger(with_start_matching(0.1), few_calls=10, **HOW).set_index(["number", "claim"])
     shared = few.corrected_p[few.corrected_p < 1]

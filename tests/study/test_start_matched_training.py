@@ -20,7 +20,7 @@ SECTION = {"network": DENOISER | {"in_channels": 4}, "fit": SHORT, "halves": SHO
 
 @pytest.fixture(scope="module")
 def run(networks, tmp_path_factory):
-    """Halves, a start-matched denoiser and a refiner of two updates each, in a copy of the networks' place."""
+    """Halves, a start-matched denoiser and its controls of two updates each, in a copy of the networks' place."""
     place = replace(networks.place, out=tmp_path_factory.mktemp("matched") / "out")
     shutil.copytree(networks.place.out, place.out)
     one = replace(networks, place=place, profile=load_profile("smoke", CHANGES | {"start_matched": SECTION})).run
@@ -29,6 +29,7 @@ def run(networks, tmp_path_factory):
     bank = one.training_slices(presegs=start_matched.out_of_fold(one))
     start_matched.train_start_matched(one, 0, bank)
     start_matched.train_refiner(one, bank)
+    start_matched.train_unmatched(one)
     return one
 
 
@@ -96,6 +97,19 @@ def test_both_are_trained_on_the_same_pre_segmentations(run):
     cards = [run.weights(name).card for name in ("start_matched_0", "refiner")]
     assert cards[0]["presegs"] == cards[1]["presegs"] and cards[0]["watched"] == run.subjects("validation")
     assert {"corrupted", "empty", *(start_matched.half_name(run, half) for half in (0, 1))} <= set(cards[0]["presegs"])
+
+
+def test_the_control_has_the_same_recipe_and_sees_no_pre_segmentation(run):
+    ours, theirs = (run.weights(name).card for name in ("start_matched_0", "unmatched"))
+    for part in ("diffusion", "t_max", "watched"):
+        assert theirs[part] == ours[part], part
+    assert theirs["network"] == ours["network"] | {"in_channels": ours["network"]["in_channels"] - 1}
+    assert "presegs" not in theirs and theirs["chosen_by"] == ours["chosen_by"] | {"rule": "ddim"}
+    row, subject = Row.of(run, "unmatched", 2), run.subjects("validation")[0]
+    members, from_nothing = row.members(subject).values, row.starting_from(None, "empty").members(subject).values
+    assert 0 <= members.min() and members.max() <= 1 and np.abs(members - from_nothing).max() > 0
+    with pytest.raises(ValueError, match=r"rule ddpm: a network that predicts a logit"):
+        Row.of(run, "unmatched", 1, rule="ddpm").members(subject)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def cosine_abar(t):
 
 
 @pytest.mark.parametrize("codec", ["zero_one", "minus_one_one"])
-@pytest.mark.parametrize("prediction", ["eps", "v", "x_start"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_start", "logit"])
 def test_diffusion_loss_is_the_hand_written_one(prediction, codec):
     rng = torch.Generator().manual_seed(2)
     image, mask = torch.randn(6, 2, 5, 4, generator=rng), (torch.rand(6, 1, 5, 4, generator=rng) < 0.3).float()
@@ -52,8 +52,12 @@ def test_diffusion_loss_is_the_hand_written_one(prediction, codec):
     abar, (flair, t1) = cosine_abar(k + 1), image.double().numpy().swapaxes(0, 1)[:, :, None]
     x_0 = mask.double().numpy() * (2 if codec == "minus_one_one" else 1) - (codec == "minus_one_one")
     x_t = np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * eps
-    target = {"eps": eps, "x_start": x_0, "v": np.sqrt(abar) * eps - np.sqrt(1 - abar) * x_0}[prediction]
     output = 0.3 * x_t + 0.2 * flair - 0.1 * t1 + k.reshape(-1, 1, 1, 1) / 1000
+    if prediction == "logit":
+        likelihood = np.where(mask.numpy() == 1, 1 / (1 + np.exp(-output)), 1 / (1 + np.exp(output)))
+        assert loss.item() == pytest.approx(-np.log(likelihood).mean(), rel=1e-5)
+        return
+    target = {"eps": eps, "x_start": x_0, "v": np.sqrt(abar) * eps - np.sqrt(1 - abar) * x_0}[prediction]
     assert loss.item() == pytest.approx(np.mean((output - target) ** 2), rel=1e-5)
 
 
