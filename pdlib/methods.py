@@ -192,3 +192,23 @@ def training_jobs(notebooks: Mapping[str, str], training: str, seeds: list[int])
     if notebook not in map(DENOISERS.get, REPEATED):
         return [notebook]
     return [f"{notebook}.{seed}" for seed in (seeds if training in REPEATED else seeds[:1])]
+
+
+def refine_name(t_stop: int, mask_only: bool) -> str:
+    """The training of ADDPM's last network for a t_stop of the paper."""
+    return f"one_step_{t_stop:04d}{'_mask' if mask_only else ''}"
+
+
+def tdpm_name(t_prime: int) -> str:
+    """The training of TDPM's generator for a T' of the paper."""
+    return f"tdpm_{t_prime:04d}"
+
+
+def seeded_name(training: str, seed: int) -> str:
+    """The training of a chain's network in a repeat of the study: of its own where the repeats train it anew."""
+    return f"{training}_{seed}" if training in REPEATED else training
+
+
+def student_name(calls: int, of: int) -> str:
+    """The training of a distilled denoiser for so many calls; with as many as the first teacher makes, that one's."""
+    return "denoiser_0" if calls == of else f"student_{calls:04d}"

@@ -535,6 +535,9 @@ class Profile(Section):
     changes: dict[str, Any]
     seed: Whole
     fold: Whole
+    reference: (
+        str | None
+    )  # a profile whose networks a clone comes with, and whose scores the ledger reads; None: its own
     repeats: Repeats
     data: Data
     machine: Machine
@@ -662,18 +665,18 @@ def load_profile(name: str, changes: Mapping[str, Any] | None = None) -> Profile
         raise ProfileError(f"profile {name}: changes {changes!r} are not plain settings ({error})") from None
 
 
-def _whole(name: str) -> dict[str, Any]:
+def _whole(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings of a file in configs/ on those of the profile that it departs from: `base`, if not the paper's.
 
-    A section that the base leaves out departs from the paper's.
+    above: the profiles that depart from it. A section that the base leaves out departs from the paper's.
     """
     settings = _read(name)
     base = settings.pop("base", None if name == BASE else BASE)
     if base is None:
         return settings
-    if base != BASE and (base not in profile_names() or "base" in _read(base)):
-        raise ProfileError(f"profile {name}: base: {base!r}: should be a profile that departs from {BASE} itself")
-    below = _whole(base)
+    if base not in profile_names() or base in (*above, name):
+        raise ProfileError(f"profile {name}: base: {base!r}: should be a profile that departs from {BASE} in the end")
+    below = _whole(base, (*above, name))
     taken_up = {name: _read(BASE)[name] for name in settings if name in below and below[name] is None}
     return _merged(below | taken_up, settings)
 

@@ -21,8 +21,8 @@ from socket import gethostname
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from pdlib.methods import CHAIN, SCORED, jobs
-from pdlib.paths import NOTEBOOKS, ROOT, Layout, output_root, write_whole
+from pdlib.methods import CHAIN, SCORED, jobs, refine_name
+from pdlib.paths import NOTEBOOKS, ROOT, Layout, committed_weights, output_root, write_whole
 from pdlib.profiles import Profile, ProfileError, load_profile
 
 IN_WORKFLOW = "PDLIB_WORKFLOW"  # set in the environment of the graph's jobs
@@ -87,7 +87,10 @@ def place_of(profile: Profile, out: str = "", fold: int | None = None) -> Layout
 
 
 def needed(notebook: str, profile: Profile) -> list[str]:
-    """The notebook runs whose data and networks a notebook stands on when it runs by itself."""
+    """The notebook runs whose data and networks a notebook stands on when it runs by itself.
+
+    A profile with a `reference` needs no training whose network the repository comes with.
+    """
     methods = {
         "04_compare_methods": profile.comparison.methods,
         "05_sweep_t_prime": [CHAIN],
@@ -97,20 +100,37 @@ def needed(notebook: str, profile: Profile) -> list[str]:
         "10_fewer_calls": profile.fewer_calls.starts,
     }
     if notebook in ("11_claims", "13_all_folds"):
-        return ["01_prepare_data", *SCORED]
+        return ["01_prepare_data", *(() if profile.reference and notebook == "11_claims" else SCORED)]
     if notebook in ("01_prepare_data", "09_read_the_kernels"):
         return []
     if notebook in _BUILDS_ON:
         first = profile.repeats.seeds[:1]
         return ["01_prepare_data", *_trainings(_BUILDS_ON[notebook], profile, first)]
-    return ["01_prepare_data", *_trainings(methods.get(notebook, []), profile)]
+    found = ["01_prepare_data", *_trainings(methods.get(notebook, []), profile)]
+    if notebook == "07_preseg_accuracy" and profile.reference:  # earlier checkpoints are a training's own
+        found.append(f"02_train_segmenters.{profile.comparison.presegmenter}_{profile.repeats.seeds[0]}")
+    return found
+
+
+def comes_along(job: str, profile: Profile) -> bool:
+    """Whether the repository comes with the network that a training makes, and the profile takes it from there."""
+    notebook, _, what = job.partition(".")
+    made = {
+        "02_train_segmenters": what,
+        "03_train_ddpm": f"denoiser_{what}",
+        "08_truncate_both_ends": refine_name(profile.chain.t_stop, False),
+        "16_start_matched": f"start_matched_{what}",
+        "18_noise_level": "noise_level",
+    }
+    return profile.reference is not None and notebook in made and committed_weights(made[notebook]).exists()
 
 
 def _trainings(methods: Iterable[str], profile: Profile, seeds: Sequence[int] | None = None) -> list[str]:
     """The trainings that rows take, of some repeats; None: of all."""
     compared = profile.comparison
     how = {"presegmenter": compared.presegmenter, "deep_ensemble_seeds": list(compared.deep_ensemble_seeds)}
-    return jobs(list(methods), **how, seeds=list(profile.repeats.seeds if seeds is None else seeds))
+    found = jobs(list(methods), **how, seeds=list(profile.repeats.seeds if seeds is None else seeds))
+    return [job for job in found if not comes_along(job, profile)]
 
 
 def _before(training: str, profile: Profile) -> list[str]:
@@ -140,7 +160,7 @@ def graph(profile: Profile) -> dict[str, list[str]]:
         "04_compare_methods": [*points, *needed("04_compare_methods", profile)],
         "05_sweep_t_prime": points,
         "06_ensemble_size": [*points, *needed("06_ensemble_size", profile)],
-        "07_preseg_accuracy": points,
+        "07_preseg_accuracy": [*points, *needed("07_preseg_accuracy", profile)],
         "08_truncate_both_ends": needed("08_truncate_both_ends", profile),
         "09_read_the_kernels": [],
         "10_fewer_calls": list(starts),

@@ -34,7 +34,7 @@ MISSING = object()
 PHOTOGRAPHED = [name for name in PROFILES if load_profile(name).fundus]
 REFUSED = [  # changes of the smoke profile, and the lines that refuse them
     # No such setting: the choices are told.
-    ({"chian": {}}, "chian: no such setting; choose one of seed, fold, repeats, data, .*, voxel_tolerance"),
+    ({"chian": {}}, "chian: no such setting; choose one of seed, fold, reference, repeats, data, .*, voxel_tolerance"),
     ({"chain": {"t_prim": 1}}, "chain.t_prim: no such setting; choose one of paper_steps, t_prime, .*, spacing"),
     ({"chain": {"t_prime.": 1}}, "chain.t_prime.: no such setting; choose one of .*"),
     ({"name": "mine"}, "name: no such setting; choose one of seed, .*"),
@@ -171,9 +171,12 @@ def test_a_profile_may_depart_from_another_than_the_paper(tmp_path, monkeypatch)
     mine, cpu, paper = (load_profile(name) for name in ("mine", "cpu", "paper"))
     assert mine.chain == cpu.chain.model_copy(update={"stride": 3}) and mine.segmenters == cpu.segmenters
     assert cpu.fundus is None and mine.fundus == paper.fundus.model_copy(update={"size": 64}), "taken up again"
-    for base in ("mine", "laptop"):
+    (tmp_path / "further.yaml").write_text("base: mine\nchain: {stride: 4}\n")
+    assert load_profile("further").fundus == mine.fundus and load_profile("further").chain.stride == 4
+    (tmp_path / "mine.yaml").write_text("base: other\n")
+    for base in ("mine", "other", "laptop"):
         (tmp_path / "other.yaml").write_text(f"base: {base}\n")
-        with pytest.raises(ProfileError, match=f"profile other: base: '{base}': should be a profile that departs from"):
+        with pytest.raises(ProfileError, match=r"base: '\w+': should be a profile that departs from"):
             load_profile("other")
 
 

@@ -141,7 +141,7 @@ def test_a_job_runs_in_an_unkind_clone_into_an_unkind_folder_with_a_long_tmpdir(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("PROFILE=smok", "unknown profile 'smok': choose one of cpu, gpu, night, paper, smoke"),
+        ("PROFILE=smok", "unknown profile 'smok': choose one of cpu, gpu, lesson, night, paper, smoke"),
         ("FOLDS=0 7", "FOLDS=0 7: profile smoke has no fold '7': say all, or of 0, 1, 2, 3, 4"),
         ("DATA=/no/such/folder #1", "DATA=/no/such/folder #1: no such folder"),
         ("CHANGES={chain: {eat: 0.0}}", "chain.eat: no such setting; choose one of "),

@@ -10,11 +10,11 @@ import pandas as pd
 
 from pdlib.data import folds, wmh
 from pdlib.evaluation import records
-from pdlib.methods import CHAIN
+from pdlib.methods import CHAIN, refine_name, seeded_name
 from pdlib.paths import COMMITTED, COMMITTED_SCORES, Layout, layout
 from pdlib.profiles import Profile, load_profile
 from pdlib.study import preparation
-from pdlib.study.comparison import Row, refine_name, seeded_name
+from pdlib.study.comparison import Row
 from pdlib.study.run import Run
 from pdlib.training.weights import Weights, export_weights, load_weights
 
@@ -24,6 +24,7 @@ DRAWN_FOR = {  # a phantom of its own, on which every machine computes alike
     "repeats": {"seeds": [0], "further_per_site": 0, "others_per_site": None},
     "machine": {"device": "cpu", "precision": "32-true", "workers": 1},
 }
+SEGMENTERS = ("unet", "attention_unet", "unet_plus_plus", "bayesian_unet")  # small ones: the largest stay out
 LARGEST = 8_000_000  # bytes of all files together
 DIGITS = 3  # of a Dice in the table: what half precision and another machine must not change
 
@@ -44,13 +45,16 @@ class Stored(Run):
 
 
 def names(profile: Profile) -> list[str]:
-    """The trainings that are committed: pre-segmenter, denoiser and ADDPM's last network; the start-matched denoiser
-    and the refiner where the profile has them. Of repeats the first.
+    """The trainings that are committed, of repeats the first: the pre-segmenters of all seeds and the other SEGMENTERS,
+    the denoiser and ADDPM's last network; where the profile has them, the start-matched denoiser, the refiner and the
+    network that reads noise levels.
     """
-    seed = profile.repeats.seeds[0]
-    found = [f"{profile.comparison.presegmenter}_{seed}", seeded_name("denoiser", seed)]
-    found.append(refine_name(profile.chain.t_stop, False))
-    return found if profile.start_matched is None else [*found, seeded_name("start_matched", seed), "refiner"]
+    seed, name = profile.repeats.seeds[0], profile.comparison.presegmenter
+    found = [f"{name}_{one}" for one in dict.fromkeys([seed, *profile.comparison.deep_ensemble_seeds])]
+    found += [f"{other}_0" for other in SEGMENTERS if other != name]
+    found += [seeded_name("denoiser", seed), refine_name(profile.chain.t_stop, False)]
+    found += [] if profile.start_matched is None else [seeded_name("start_matched", seed), "refiner"]
+    return found if profile.noise_level is None else [*found, "noise_level"]
 
 
 def drawn(profile: str, root: Path, folder: Path) -> Stored:
@@ -70,7 +74,7 @@ def drawn(profile: str, root: Path, folder: Path) -> Stored:
 
 def scores(run: Stored) -> pd.DataFrame:
     """Dice of one member of each row that the networks of a run are for: method, subject, dice."""
-    wanted = [run.profile.comparison.presegmenter, CHAIN, "addpm"]
+    wanted = [*SEGMENTERS, "deep_ensemble", CHAIN, "addpm"]
     wanted += [] if run.profile.start_matched is None else ["start_matched", "refiner"]
     rows = [Row.of(run, name, size=1) for name in wanted]
     parts = [row.scores(split) for row in rows for split in ("train", "validation", "test")]

@@ -10,7 +10,16 @@ import pandas as pd
 from pdlib.diffusion.sampler import Chain
 from pdlib.inference.chains import chain_of, settings_of
 from pdlib.inference.slices import OnBatch, silent
-from pdlib.methods import METHODS, PRESEGMENTER, REPEATED, Method, rule_key
+from pdlib.methods import (
+    METHODS,
+    PRESEGMENTER,
+    Method,
+    refine_name,
+    rule_key,
+    seeded_name,
+    student_name,
+    tdpm_name,
+)
 from pdlib.study.cache import Drawn
 from pdlib.study.members import TrainedChain, chain_members, draws, starts
 from pdlib.study.rows import members_rows
@@ -188,26 +197,6 @@ class Row:
 def scores_of(rows: Iterable[Row], split: str, on_batch: OnBatch = silent) -> pd.DataFrame:
     """Scores of several rows for every subject of a split."""
     return pd.concat([row.scores(split, on_batch) for row in rows], ignore_index=True)
-
-
-def refine_name(t_stop: int, mask_only: bool) -> str:
-    """The training of ADDPM's last network for a t_stop of the paper."""
-    return f"one_step_{t_stop:04d}{'_mask' if mask_only else ''}"
-
-
-def tdpm_name(t_prime: int) -> str:
-    """The training of TDPM's generator for a T' of the paper."""
-    return f"tdpm_{t_prime:04d}"
-
-
-def seeded_name(training: str, seed: int) -> str:
-    """The training of a chain's network in a repeat of the study: of its own where the repeats train it anew."""
-    return f"{training}_{seed}" if training in REPEATED else training
-
-
-def student_name(calls: int, of: int) -> str:
-    """The training of a distilled denoiser for so many calls; with as many as the first teacher makes, that one's."""
-    return "denoiser_0" if calls == of else f"student_{calls:04d}"
 
 
 def _networks(run: Run, method: Method, seed: int, changes: Mapping) -> Networks:

@@ -5,9 +5,9 @@ from torch import nn
 
 from pdlib.diffusion.sampler import Chain, Sampler
 from pdlib.inference.chains import chain_of
-from pdlib.methods import CHAIN, METHODS
+from pdlib.methods import CHAIN, METHODS, student_name
 from pdlib.networks.guided_unet import GuidedUNet
-from pdlib.study.comparison import Row, student_name
+from pdlib.study.comparison import Row
 from pdlib.study.run import Run, diffusion_of
 from pdlib.study.trainings import training
 from pdlib.study.validation import sampled_dice

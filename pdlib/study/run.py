@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 
 import numpy as np
@@ -19,7 +19,7 @@ from pdlib.inference.precision import Compute, choose_device, fast_precision
 from pdlib.inference.volumes import Subject
 from pdlib.inference.window import brain_slices
 from pdlib.networks.prepared import PreparedDenoiser
-from pdlib.paths import ROOT, Layout
+from pdlib.paths import ROOT, Layout, committed_weights
 from pdlib.profiles import Profile, load_profile
 from pdlib.training.bank import SliceBank
 from pdlib.training.weights import Weights, load_weights
@@ -71,6 +71,16 @@ class Run:
         if precision == "auto":  # a CPU's was measured once, for all jobs of the run
             precision = data["cpu_precision"] if device.type == "cpu" else fast_precision(device)
         return cls(profile, place, data, Compute(device, precision, machine.batch_size))
+
+    @property
+    def scored(self) -> "Run":
+        """The run whose scores the ledger reads: this one, or the reference's, of which a clone has results alone."""
+        if self.profile.reference is None:
+            return self
+        place = Layout(ROOT, self.profile.reference)
+        stamp = records.read_stamp(place.folds)
+        data = {"phantom": stamp["phantom"], "fingerprint": stamp["data_fingerprint"]}
+        return replace(self, profile=load_profile(self.profile.reference), place=place, data=data)
 
     @property
     def fold(self) -> int:
@@ -173,8 +183,11 @@ class Run:
         """A training's weights, read once. ValueError, naming the file, for those of other subjects than this fold's,
         and for the best of a training that has not ended.
 
-        A run with changed settings takes the profile's where it has none of its own and the changes leave them alone.
+        A run with changed settings takes the profile's where it has none of its own and the changes leave them alone. A
+        profile with a `reference` takes the best out of weights/, whose subjects are others, where they come along.
         """
+        if self.profile.reference and checkpoint == "best" and committed_weights(training).exists():
+            return load_weights(committed_weights(training)).require_finished()
         path = self.place.weights(training) / f"{checkpoint}.safetensors"
         if not path.exists():
             path = self.place.trained.weights(training) / f"{checkpoint}.safetensors"

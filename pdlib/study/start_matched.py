@@ -11,12 +11,11 @@ from pdlib.diffusion.sampler import Sampler, build_diffusion
 from pdlib.diffusion.schedule import scale_t_prime
 from pdlib.inference.chains import chain_of
 from pdlib.inference.slices import Refine
-from pdlib.methods import METHODS
+from pdlib.methods import METHODS, seeded_name
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import build_segmenter, segmentation_loss
 from pdlib.profiles import DenoiserTraining
 from pdlib.study import trainings
-from pdlib.study.comparison import seeded_name
 from pdlib.study.members import starts
 from pdlib.study.run import Run
 from pdlib.study.validation import sampled_dice, segmenter_dice

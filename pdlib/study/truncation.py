@@ -7,9 +7,9 @@ from torch import nn
 
 from pdlib.diffusion.sampler import Sampler
 from pdlib.inference.slices import Refine
-from pdlib.methods import CHAIN
+from pdlib.methods import CHAIN, refine_name
 from pdlib.networks.segmenters import build_segmenter, segmentation_loss
-from pdlib.study.comparison import Row, refine_name
+from pdlib.study.comparison import Row
 from pdlib.study.run import Run, diffusion_of
 from pdlib.study.trainings import chain_while_training, seeded, training
 from pdlib.study.validation import mean_dice, sampled_dice

@@ -13,8 +13,10 @@ there = pytest.mark.skipif(not COMMITTED_SCORES.exists(), reason="no networks ar
 
 
 def test_a_profile_commits_the_networks_of_its_first_repeat():
-    assert names(load_profile("cpu")) == ["attention_unet_0", "denoiser_0", "one_step_0250"]
-    assert names(load_profile("smoke"))[3:] == ["start_matched_0", "refiner"]
+    seeds = [f"attention_unet_{seed}" for seed in range(5)]
+    others = ["unet_0", "unet_plus_plus_0", "bayesian_unet_0"]
+    assert names(load_profile("cpu")) == [*seeds, *others, "denoiser_0", "one_step_0250"]
+    assert names(load_profile("smoke"))[-3:] == ["start_matched_0", "refiner", "noise_level"]
 
 
 @there
