@@ -1,0 +1,103 @@
+"""One case's masks in strips, a column for each start, number of calls or method; photographs with their outlines."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from pdlib.report.explore import Scene
+from pdlib.report.slices import Box, _bare, _overlay_patches, _show_image, _show_overlay
+from pdlib.report.style import DOUBLE, PaperFigure, paper_style
+
+MARGIN = 0.08  # about the lesions, in parts of the slice
+LEAST = 0.4  # of the slice that is shown, in each direction
+OUTLINES = ("#F0E442", "#0072B2")  # of a photograph's classes, optic disc and cup
+
+
+class Panel(NamedTuple):
+    """A mask of a scene, [N, H, W] in {0, 1}, with what stands above it and below it."""
+
+    title: str
+    mask: NDArray
+    caption: str = ""
+
+
+@paper_style
+def strips_figure(scene: Scene, strips: Mapping[str, Sequence[Panel]]) -> PaperFigure:
+    """Masks over FLAIR on the slice with most lesion, near the lesions: a strip for each title, below one another.
+
+    Panels of one title stand in one column. A voxel is a hit, extra or missed against the reference. FLAIR stands at
+    the left of the first strip and the reference at the left of the second, or beside it where there is one alone.
+    """
+    titles = list(dict.fromkeys(panel.title for panels in strips.values() for panel in panels))
+    first = 1 + (len(strips) == 1)
+    box = _lesion_box(scene, [panel.mask for panels in strips.values() for panel in panels])
+    height, width = (side.stop - side.start for side in box)
+    tall = (DOUBLE - 0.3) / (first + len(titles)) * height * scene.pixel_aspect / width
+    figure = PaperFigure(figsize=(DOUBLE, len(strips) * (tall + 0.42) + 0.4))
+    axes = figure.subplots(len(strips), first + len(titles), squeeze=False)
+    figure.get_layout_engine().set(wspace=0.02, hspace=0.04, w_pad=0.01, h_pad=0.02)
+    for ax in axes.flat:
+        _bare(ax)
+    flair, reference = (array[scene.place][box] for array in (scene.flair, scene.reference))
+    for row, (title, panels) in zip(axes, strips.items(), strict=True):
+        for panel in panels:
+            ax = row[first + titles.index(panel.title)]
+            _show_overlay(ax, flair, panel.mask[scene.place][box], reference, scene.pixel_aspect)
+            ax.set_title(panel.title)
+            ax.set_xlabel(panel.caption, labelpad=2, fontsize=7)
+        row[first].set_ylabel(title, labelpad=3, fontsize=8, weight="bold")
+    _show_image(axes.flat[0], flair, scene.pixel_aspect)
+    axes.flat[0].set_title("FLAIR")
+    truth = axes[0, 1] if first == 2 else axes[1, 0]
+    _show_overlay(truth, flair, reference, reference, scene.pixel_aspect)
+    truth.set_title("reference")
+    figure.legend(handles=_overlay_patches(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@paper_style
+def outlines_figure(
+    photographs: Sequence[NDArray], outlines: Mapping[str, Sequence[NDArray]], classes: Sequence[str]
+) -> PaperFigure:
+    """Photographs in rows, [3, H, W] in 0..1 each, and on them outlines of masks [C, H, W], a column for each title.
+
+    classes: names of the C masks.
+    """
+    titles, panel = ["photograph", *outlines], DOUBLE / (1 + len(outlines))
+    figure = PaperFigure(figsize=(DOUBLE, len(photographs) * panel + 0.5))
+    axes = figure.subplots(len(photographs), len(titles), squeeze=False)
+    figure.get_layout_engine().set(wspace=0.02, hspace=0.02, w_pad=0.01, h_pad=0.02)
+    for number, (row, photograph) in enumerate(zip(axes, photographs, strict=True)):
+        for ax in row:
+            ax.imshow(np.clip(photograph.transpose(1, 2, 0), 0, 1))
+            _bare(ax)
+        for ax, masks in zip(row[1:], outlines.values(), strict=True):
+            _outline(ax, masks[number])
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title)
+    lines = [Line2D([], [], color=colour, label=name) for colour, name in zip(OUTLINES, classes, strict=True)]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+    return figure
+
+
+def _outline(ax: Axes, masks: NDArray) -> None:
+    for colour, mask in zip(OUTLINES, masks, strict=True):
+        if mask.any() and not mask.all():
+            ax.contour(mask, levels=[0.5], colors=colour, linewidths=1)
+
+
+def _lesion_box(scene: Scene, masks: Sequence[NDArray]) -> Box:
+    """The rows and columns about all that is marked on the slice with most lesion, within the brain's."""
+    marked = np.any([array[scene.place] != 0 for array in (scene.reference, *masks)], axis=0)
+    found = np.argwhere(marked) if marked.any() else np.argwhere(np.ones_like(marked))
+    sides = []
+    for low, high, side in zip(found.min(axis=0), found.max(axis=0), scene.box, strict=True):
+        whole = side.stop - side.start
+        missing = max(LEAST * whole - (high - low), 0) / 2
+        reach = round(MARGIN * whole + missing)
+        sides.append(slice(max(low - reach, side.start), min(high + reach + 1, side.stop)))
+    return tuple(sides)
