@@ -7,7 +7,7 @@ import pytest
 from pdlib.diffusion import sampler
 from pdlib.methods import METHODS, RULES, jobs, preseg_starts, rule_key
 from pdlib.networks.segmenters import SEGMENTERS
-from pdlib.profiles import ChainSettings
+from pdlib.sections.design import ChainSettings
 
 COMMON = {"presegmenter": "attention_unet", "deep_ensemble_seeds": [0, 1], "seeds": [0]}
 

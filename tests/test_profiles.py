@@ -23,6 +23,8 @@ from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import LOSSES, SEGMENTERS, build_segmenter, segmentation_loss
 from pdlib.paths import CONFIGS
 from pdlib.profiles import BASE, ProfileError, load_profile, profile_names
+from pdlib.sections import design, networks, trainings
+from pdlib.sections.base import Presegmenter, Rule
 from pdlib.study.fewer import tries_rules
 from pdlib.training import objectives
 from pdlib.training.bank import Batch
@@ -280,20 +282,20 @@ def positional(function, *but):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_a_segmenter_s_section_is_its_builder_s_keywords(name):
-    section = profiles.Segmenters.model_fields[name].annotation
+    section = trainings.Segmenters.model_fields[name].annotation
     assert set(section.model_fields) == keywords(SEGMENTERS[name], plain_unet)
 
 
 def test_sections_are_the_keywords_of_what_they_configure():
     for section, expected in (
-        (profiles.ConditionalGan, keywords(build_generator) - {"background", "lesion", "deviation"}),
-        (profiles.GuidedUNet, keywords(GuidedUNet.__init__)),
-        (profiles.Diffusion, keywords(build_diffusion)),
-        (profiles.Fit, {one.name for one in fields(Fit)} - {"seed"}),
-        (profiles.CosineSchedule, positional(schedule.cosine_schedule) | {"name"}),
-        (profiles.LinearSchedule, positional(schedule.linear_schedule) | {"name"}),
-        (profiles.ProbabilisticObjective, positional(objectives.probabilistic_objective) | {"name"}),
-        (profiles.Ensemble, keywords(combine) | {"size"}),
+        (networks.ConditionalGan, keywords(build_generator) - {"background", "lesion", "deviation"}),
+        (networks.GuidedUNet, keywords(GuidedUNet.__init__)),
+        (trainings.Diffusion, keywords(build_diffusion)),
+        (trainings.Fit, {one.name for one in fields(Fit)} - {"seed"}),
+        (trainings.CosineSchedule, positional(schedule.cosine_schedule) | {"name"}),
+        (trainings.LinearSchedule, positional(schedule.linear_schedule) | {"name"}),
+        (trainings.ProbabilisticObjective, positional(objectives.probabilistic_objective) | {"name"}),
+        (design.Ensemble, keywords(combine) | {"size"}),
     ):
         assert set(section.model_fields) == expected, section.__name__
     interval = load_profile("smoke").interval
@@ -304,14 +306,14 @@ def test_choices_are_those_of_the_registries():
     def choices(section, name):
         return set(get_args(section.model_fields[name].annotation))
 
-    assert set(get_args(profiles.Presegmenter)) == set(SEGMENTERS) <= set(METHODS)
-    assert set(get_args(profiles.Rule)) == set(STEPS)
-    assert set(profiles.SCHEDULES) == set(schedule.SCHEDULES)
-    assert choices(profiles.Diffusion, "codec") == set(codec.CODECS)
-    assert choices(profiles.Diffusion, "prediction") == set(formulas.PREDICTIONS)
-    assert choices(profiles.ChainSettings, "convention") == set(CONVENTIONS)
-    assert choices(profiles.SegmentationObjective, "loss") == set(LOSSES)
-    (rules, _) = get_args(profiles.FewerCalls.model_fields["rules"].annotation)
+    assert set(get_args(Presegmenter)) == set(SEGMENTERS) <= set(METHODS)
+    assert set(get_args(Rule)) == set(STEPS)
+    assert set(trainings.SCHEDULES) == set(schedule.SCHEDULES)
+    assert choices(trainings.Diffusion, "codec") == set(codec.CODECS)
+    assert choices(trainings.Diffusion, "prediction") == set(formulas.PREDICTIONS)
+    assert choices(design.ChainSettings, "convention") == set(CONVENTIONS)
+    assert choices(trainings.SegmentationObjective, "loss") == set(LOSSES)
+    (rules, _) = get_args(design.FewerCalls.model_fields["rules"].annotation)
     assert set(get_args(rules)) < set(RULES)
 
 

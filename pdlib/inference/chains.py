@@ -3,7 +3,7 @@
 from pdlib.diffusion.sampler import Chain
 from pdlib.diffusion.schedule import calls_of_stride, scale_t_prime
 from pdlib.methods import Method
-from pdlib.profiles import ChainSettings
+from pdlib.sections.design import ChainSettings
 
 
 def settings_of(method: Method, settings: ChainSettings, **changes) -> ChainSettings:

@@ -22,8 +22,9 @@ from pdlib.inference.volumes import Ensemble, Subject, combine, draw_member, sam
 from pdlib.methods import CHAIN, METHODS
 from pdlib.networks.prepared import PreparedDenoiser
 from pdlib.paths import BEST_FIRST, COMMITTED, weights_folder, write_whole
-from pdlib.profiles import ChainSettings, profile_names
+from pdlib.profiles import profile_names
 from pdlib.report.slices import overlay_figure
+from pdlib.sections.design import ChainSettings
 from pdlib.training.weights import Weights, load_weights, same_data
 
 FILES = {

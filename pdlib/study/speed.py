@@ -22,7 +22,9 @@ from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.noise_level import NoiseLevel
 from pdlib.networks.prepared import PreparedDenoiser
 from pdlib.networks.segmenters import build_segmenter, segmentation_loss
-from pdlib.profiles import DenoiserTraining, Fit, Profile, Section
+from pdlib.profiles import Profile
+from pdlib.sections.base import Section
+from pdlib.sections.trainings import DenoiserTraining, Fit
 from pdlib.training import fit as training
 from pdlib.training import objectives
 from pdlib.training.bank import Batch, SliceBank

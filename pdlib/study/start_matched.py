@@ -14,7 +14,7 @@ from pdlib.inference.slices import Refine
 from pdlib.methods import METHODS, seeded_name
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import build_segmenter, segmentation_loss
-from pdlib.profiles import DenoiserTraining
+from pdlib.sections.trainings import DenoiserTraining
 from pdlib.study import trainings
 from pdlib.study.members import starts
 from pdlib.study.run import Run

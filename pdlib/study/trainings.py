@@ -6,7 +6,8 @@ from torch import nn
 from pdlib.diffusion.sampler import Chain, Sampler, build_diffusion
 from pdlib.inference.chains import chain_of
 from pdlib.methods import METHODS
-from pdlib.profiles import DenoiserTraining, Section
+from pdlib.sections.base import Section
+from pdlib.sections.trainings import DenoiserTraining
 from pdlib.study.run import Run
 from pdlib.training.fit import Fit, Training
 

@@ -9,12 +9,14 @@ from pdlib.diffusion.sampler import Chain
 from pdlib.inference.chains import chain_of
 from pdlib.methods import CHAIN, METHODS, PRESEGMENTER
 from pdlib.paths import Layout
-from pdlib.profiles import DenoiserTraining, Fit, Profile
+from pdlib.profiles import Profile
+from pdlib.sections.trainings import DenoiserTraining, Fit
 from pdlib.study.fewer import chain_changes
 from pdlib.study.levels import READ_INDICES, WATCHED_INDICES
 from pdlib.study.preparation import sites
 from pdlib.workflow import graph
 
+TOUR_MEMBERS = 5  # of the notebook's parameter
 Unit = tuple[str, str]  # an "update" or a "call" of a training's network by its name; or a "case", a "score", a "start"
 
 
@@ -37,6 +39,7 @@ class Count:
         """The work of one job; call it once for each, in the graph's order."""
         notebook, _, what = name.partition(".")
         count = {
+            "00_tour": self._tour,
             "01_prepare_data": self._data,
             "02_train_segmenters": self._segmenter,
             "03_train_ddpm": self._denoisers,
@@ -68,6 +71,14 @@ class Count:
     def tested(self, name: str) -> tuple[str, ...]:
         """The splits that Table 1 tests a row on."""
         return ("test", "rest") if name in self.profile.repeats.key_methods else ("test",)
+
+    def _tour(self, what: str) -> Counter[Unit]:
+        """One test subject at every T' of the sweep, which has kept some of the members."""
+        sweep = self.profile.sweep
+        fresh = max(0, TOUR_MEMBERS - sweep.ensemble_size)
+        calls = sum(len(self._chain(CHAIN, t_prime=t_prime).indices) for t_prime in sweep.t_primes)
+        results = len(sweep.t_primes) + 2
+        return Counter({("call", "denoiser"): fresh * calls * self.slices, ("score", ""): results})
 
     def _data(self, what: str) -> Counter[Unit]:
         return Counter({("case", ""): self.subjects})

@@ -1,0 +1,1 @@
+"""The sections of a profile, each a typed, frozen object: networks, trainings, and the design of the study."""

@@ -1,0 +1,35 @@
+"""What every section of a profile shares: how it refuses a setting, and the ranges that settings have."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
+
+from pdlib.methods import METHODS
+
+Count = Annotated[StrictInt, Field(ge=1)]
+Whole = Annotated[StrictInt, Field(ge=0)]
+Positive = Annotated[StrictFloat, Field(gt=0)]
+NonNegative = Annotated[StrictFloat, Field(ge=0)]
+Share = Annotated[StrictFloat, Field(ge=0, le=1)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Norm = Literal["batch", "instance", "group"]
+Rule = Literal["ddpm", "ddim", "dpm_solver", "start_matched", "noise_level"]
+Presegmenter = Literal["unet", "attention_unet", "unet_plus_plus", "bayesian_unet", "probabilistic_unet"]
+MethodName = Literal[tuple(METHODS)]
+MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1)]
+ChainName = Literal[tuple(name for name, method in METHODS.items() if method.start)]
+ChainNames = Annotated[tuple[ChainName, ...], Field(min_length=1)]
+
+
+class ProfileError(ValueError):
+    """A profile, or a change to one, that cannot be used: one line for each setting, with its path and the choices."""
+
+
+class Section(BaseModel):
+    """A part of a profile. `arguments()` gives it as the keywords of the function that it configures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def arguments(self, *without: str) -> dict[str, Any]:
+        """The settings that were given, as plain Python values."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name not in without}
