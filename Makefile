@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TQDM_MININTERVAL ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test bench lab weights readme clean
+.PHONY: help reproduce test test-browser bench lab book weights readme clean
 
 help:
 	@echo "make reproduce [PROFILE=smoke|cpu|night|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
@@ -33,8 +33,10 @@ help:
 	@echo "make reproduce DRY=1                                                                what would run"
 	@echo "make reproduce MEASURE=0                                                            no estimate of the time first"
 	@echo "make test                                                                           the tests"
+	@echo "make test-browser                                                                   notebooks in JupyterLab, in a real browser"
 	@echo "make bench                                                                          speed, into results/bench_*.csv"
 	@echo "make lab                                                                            JupyterLab on the notebooks"
+	@echo "make book [PROFILE=smoke|cpu|night|gpu|paper] [OUT=folder]                               the executed notebooks as a book"
 	@echo "make weights PROFILE=night                                                          its networks into weights/"
 	@echo "make plan PROFILE=night                                                             what that run can show, before it"
 	@echo "make readme                                                                         README's numbers from results/"
@@ -51,15 +53,25 @@ reproduce: $(READY)
 	@"$(PYTHON)" -m pdlib.reproduce
 
 test: $(READY)
-	"$(PYTHON)" -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py
+	"$(PYTHON)" -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py --ignore tests/browser
 	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 "$(PYTHON)" -m pytest -n 2 tests/kernels/test_kernels.py || test $$? -eq 5  # 5: no triton, so no test
 	"$(PYTHON)" -m pytest --capture no tests/test_reproduce.py
+
+test-browser: $(READY)
+	@command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; } \
+	|| { echo "make test-browser needs chromium: as root, apt-get install chromium"; exit 1; }
+	.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra browser
+	"$(PYTHON)" -m pytest --noconftest --capture no tests/browser
 
 bench: $(READY)
 	for question in ops step operators chain train threads; do "$(PYTHON)" -m benchmarks.$$question || exit 1; done
 
 lab: $(READY)
 	"$(PYTHON)" -m pdlib.lab
+
+book: export PDLIB_PROFILE = $(if $(filter file,$(origin PROFILE)),,$(value PROFILE))
+book: $(READY)
+	@"$(PYTHON)" -m pdlib.book
 
 weights: $(READY)
 	"$(PYTHON)" -m pdlib.study.committed

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "pdlib"
 CONFIGS = ROOT / "configs"
 NOTEBOOKS = ROOT / "notebooks"
+DOCS = ROOT / "docs"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
 COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as those of a run
@@ -113,6 +115,11 @@ class Layout:
         notebook = job.partition(".")[0]
         place = self.trained if notebook in PROFILE_JOBS else self
         return place.shared if notebook in SHARED_JOBS else place
+
+    @property
+    def book(self) -> Path:
+        """The book that `make book` builds of the run: its sources and its HTML."""
+        return self.runs / "book"
 
     def weights(self, name: str) -> Path:
         """The folder of one training."""

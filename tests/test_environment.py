@@ -25,7 +25,9 @@ def name_of(requirement: str) -> str:
 
 
 def wanted() -> list[str]:
-    return [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["test"]]
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    asked = [*PYPROJECT["project"]["dependencies"], *(one for extra in extras for one in extra)]
+    return [one for one in asked if not one.startswith("pdlib[")]
 
 
 def python(code: str) -> str:
