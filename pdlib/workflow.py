@@ -34,6 +34,7 @@ TRAINED_SECTIONS = (  # of the jobs in paths.PROFILE_JOBS
 _MACHINE = ("machine.device", "machine.precision", "machine.batch_size")
 _SAMPLED = ("seed", "repeats", "data.multiple", *_MACHINE, "ensemble", "chain", "comparison.presegmenter")
 _READ = {  # the sections of the profile that a notebook reads: its jobs run again when one of them changes
+    "00_tour": (*_SAMPLED, "sweep.t_primes", "comparison.deep_ensemble_seeds"),
     "01_prepare_data": (
         *("seed", "repeats"),
         *(f"data.{name}" for name in ("folds", "clip_percentiles", "cases_per_site", "grid_scale", "label2_fraction")),
@@ -92,6 +93,7 @@ def needed(notebook: str, profile: Profile) -> list[str]:
     A profile with a `reference` needs no training whose network the repository comes with.
     """
     methods = {
+        "00_tour": [CHAIN, "ddpm", "deep_ensemble"],
         "04_compare_methods": profile.comparison.methods,
         "05_sweep_t_prime": [CHAIN],
         "06_ensemble_size": [CHAIN, "ddpm", "deep_ensemble", *profile.members.agreement_methods],
@@ -146,8 +148,8 @@ def _before(training: str, profile: Profile) -> list[str]:
 def graph(profile: Profile) -> dict[str, list[str]]:
     """Every job of a fold, and the jobs that each waits for.
 
-    A job is a notebook's name, with a dot and what it is for where the notebook runs several times. 04, 06 and 07 wait
-    for the points of the sweep, since they go on from its samples.
+    A job is a notebook's name, with a dot and what it is for where the notebook runs several times. The tour, 04, 06
+    and 07 wait for the points of the sweep, since they go on from its samples.
     """
     points = [f"05_sweep_t_prime.{t_prime}" for t_prime in profile.sweep.t_primes]
     starts = {f"10_fewer_calls.{start}": [start] for start in profile.fewer_calls.starts}
@@ -157,6 +159,7 @@ def graph(profile: Profile) -> dict[str, list[str]]:
     found |= {point: needed("05_sweep_t_prime", profile) for point in points}
     found |= {job: ["01_prepare_data", *_trainings(start, profile)] for job, start in starts.items()}
     found |= {
+        "00_tour": [*points, *needed("00_tour", profile)],
         "04_compare_methods": [*points, *needed("04_compare_methods", profile)],
         "05_sweep_t_prime": points,
         "06_ensemble_size": [*points, *needed("06_ensemble_size", profile)],
@@ -225,6 +228,8 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
     with alone(executed.with_suffix(".lock"), executed.stem), socket_folder() as sockets:
         # TCP ports are drawn before they are bound: kernels that start at the same time may draw the same one.
         kernel = {"transport": "ipc", "ip": f"{sockets}/s"}
+        # Without the widgets' state a copy is shown by its pictures; with it, nbconvert loads scripts from the net.
+        client = {"store_widget_state": False}
         try:
             papermill.execute_notebook(
                 _as_it_is(notebook),
@@ -233,7 +238,7 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
                 cwd=NOTEBOOKS,
                 progress_bar=False,
                 stdout_file=sys.stdout,
-                config=Config({"KernelManager": kernel}),
+                config=Config({"KernelManager": kernel, "NotebookClient": client}),
             )
         except PapermillExecutionError as error:
             trace = _COLOUR.sub("", "\n".join(error.traceback))
