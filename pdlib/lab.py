@@ -4,12 +4,13 @@
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from pdlib.paths import NOTEBOOKS, ROOT
+from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT
 
 FILTER = "notebook"  # of .gitattributes; a clone in whose .git/config it is not set commits notebooks as they are
 ABOUT = {
@@ -74,7 +75,13 @@ def main(arguments: list[str]) -> int:
         return 0
     install_filter(ROOT, Path(sys.executable))
     hook = "--FileContentsManager.post_save_hook=pdlib.lab.after_saving"
-    return subprocess.run([sys.executable, "-m", "jupyterlab", hook, str(NOTEBOOKS)]).returncode
+    return subprocess.run([sys.executable, "-m", "jupyterlab", hook, str(NOTEBOOKS)], env=_environment()).returncode
+
+
+def _environment() -> dict[str, str]:
+    """JupyterLab's defaults as this repository has them: no news from the network, names of notebooks in full."""
+    folders = os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep)
+    return os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join([*filter(None, folders), str(CONFIGS / "jupyter")])}
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_lab_sets_the_filter_before_it_opens(monkeypatch):
     calls = []
     monkeypatch.setattr(lab, "install_filter", lambda root, python: calls.append(("filter", root)))
     done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(subprocess, "run", lambda command: calls.append(("lab", *command[-2:])) or done)
+    monkeypatch.setattr(subprocess, "run", lambda command, env: calls.append(("lab", *command[-2:])) or done)
     assert lab.main([]) == 0
     hook = "--FileContentsManager.post_save_hook=pdlib.lab.after_saving"
     assert calls == [("filter", ROOT), ("lab", hook, str(NOTEBOOKS))]

@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(folder):
+def place(folder, pytestconfig):
     place, log = layout("smoke", str(folder / OUT)), folder / "log"
     for table in ("folds", "table1_scores", "training/denoiser_0", "training/attention_unet_0"):
         committed = place.results / f"{table}.csv"  # as in a clone: results without their run
@@ -70,6 +70,7 @@ def place(folder):
     first.wait()
     assert not (place.figures / "fig3.png").exists(), "killed before the end"
     assert reproduce(folder).wait() == 0, log.read_text()[-4000:]
+    pytestconfig.cache.set("pdlib/smoke_run", str(place.out))  # for tests/browser
     return place
 
 
