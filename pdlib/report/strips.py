@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from pdlib.report.explore import Scene
+from pdlib.report.scene import Scene
 from pdlib.report.slices import Box, _bare, _overlay_patches, _show_image, _show_overlay
 from pdlib.report.style import DOUBLE, PaperFigure, paper_style
 
