@@ -1,4 +1,4 @@
-"""Slices in, pictures out: the chain's states (Fig. 1), masks side by side (Fig. 2), a subject at a glance.
+"""Slices in, pictures out: masks around lesions (Fig. 2), a subject at a glance, slices side by side.
 
 Slices are [H, W] = [Y, X] in canonical orientation: anterior is up, the patient's left is on the left.
 Every figure takes a `note` that is printed in its corner, such as "phantom": no picture may pass for another's data.
@@ -6,38 +6,35 @@ Every figure takes a `note` that is printed in its corner, such as "phantom": no
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pdlib.report.style import DOUBLE, EXTRA, HIT, MISSED, PaperFigure, paper_style
 from pdlib.report.titles import display_name
 
 Box = tuple[slice, slice]
-
-
-class State(NamedTuple):
-    """One panel of Fig. 1: what stands above it, x_t [H, W], and whether noise (forward) or the network led to it."""
-
-    title: str
-    x_t: NDArray
-    forward: bool = False
+REFERENCE, PREDICTION = "#0072B2", "#D55E00"  # of outlines: blue and vermilion, on grey
+ZOOM_MARGIN, ZOOM_LEAST = 3, 24  # pixels about the largest lesion, and what is shown at least
+FINE = 8  # points a pixel along an outline
+HEAT_FROM = 0.02  # of the highest variance: what is less shows the image
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of Fig. 2, slices [H, W]: two images, the reference {0, 1}, predictions {0, 1} by method, variance.
+    """One row of Fig. 2, slices [H, W]: FLAIR, the reference {0, 1}, predictions {0, 1} by method, and the variance
+    between the members of the last of these.
 
     dice holds the subject's volume Dice by method; pixel_aspect is a pixel's height over its width.
     """
 
     subject: str
     flair: NDArray
-    t1: NDArray
     reference: NDArray
     predictions: Mapping[str, NDArray]
     variance: NDArray
@@ -46,38 +43,24 @@ class Example:
 
     @property
     def box(self) -> Box:
-        """The part that is shown."""
+        """The brain."""
         return _brain_box(self.flair)
 
-
-@paper_style
-def processes_figure(flair: NDArray, chains: Mapping[str, Sequence[State]]) -> PaperFigure:
-    """Fig. 1: reverse chains side by side, one a row; the image they see stands at the left, the mask at the right.
-
-    flair [H, W]; chains: row title -> the states visited, in order. Rows end in the same column. A dashed arrow is the
-    forward process (noise is added), a solid one the reverse process (the network removes it).
-    """
-    columns = 1 + max(len(states) for states in chains.values())
-    box = _brain_box(flair)
-    height, width = (side.stop - side.start for side in box)
-    panel = DOUBLE / (columns + 0.25 * (columns - 1))
-    figure = PaperFigure(figsize=(DOUBLE, len(chains) * (panel * height / width + 0.42) + 0.25))
-    axes = figure.subplots(len(chains), columns, squeeze=False)
-    figure.get_layout_engine().set(wspace=0.18)
-    for row, (title, states) in zip(axes, chains.items(), strict=True):
-        for ax in row:
-            ax.set_axis_off()
-        _show_image(row[0], flair[box])
-        row[0].set_title(title, weight="bold")
-        last = None
-        for ax, state in zip(row[columns - len(states) :], states, strict=True):
-            low, high = min(0, np.percentile(state.x_t, 1)), max(1, np.percentile(state.x_t, 99))
-            ax.imshow(state.x_t[box], cmap="gray", vmin=low, vmax=high)
-            ax.set_title(state.title)
-            if last is not None:
-                _arrow(last, ax, state.forward)
-            last = ax
-    return figure
+    @property
+    def zoom(self) -> Box:
+        """A square, in millimetres, about the largest lesion of the slice, or about the brain's centre."""
+        parts, count = ndimage.label(self.reference == 1, np.ones((3, 3)))
+        sizes = np.bincount(parts.ravel(), minlength=2)[1:]
+        sides = ndimage.find_objects(parts)[sizes.argmax()] if count else self.box
+        heights = (1.0, 1 / self.pixel_aspect)  # of a pixel's height, in units of its width
+        reach = max((side.stop - side.start) / one for side, one in zip(sides, heights[::-1], strict=True))
+        half = max(0.5 * reach + ZOOM_MARGIN, ZOOM_LEAST / 2)
+        found = []
+        for side, most, scale in zip(sides, self.flair.shape, (1 / self.pixel_aspect, 1.0), strict=True):
+            middle, length = (side.start + side.stop) / 2, min(round(2 * half * scale), most)
+            start = int(np.clip(round(middle - length / 2), 0, most - length))
+            found.append(slice(start, start + length))
+        return found[0], found[1]
 
 
 @paper_style
@@ -104,27 +87,33 @@ def pictures_figure(
 
 @paper_style
 def examples_figure(examples: Sequence[Example]) -> PaperFigure:
-    """Fig. 2: test images in rows; images, reference, predictions and the variance between members in columns.
+    """Fig. 2: test images in rows. First the slice, then about its largest lesion: the reference, each prediction with
+    the reference around it, and the variance between the last one's members, on FLAIR.
 
-    In the predictions a voxel is a hit, extra or missed against the reference. The variance has one scale for all rows.
+    Below a prediction stands the Dice of the subject's whole volume. The variance has one scale for all rows.
     """
-    titles = ["FLAIR", "T1", "Reference", *(display_name(method) for method in examples[0].predictions), "Variance"]
-    shapes = [[side.stop - side.start for side in example.box] for example in examples]
-    ratios = [height * one.pixel_aspect / width for (height, width), one in zip(shapes, examples, strict=True)]
-    panel = (DOUBLE - 0.55) / len(titles)
-    figure = PaperFigure(figsize=(DOUBLE, panel * sum(ratios) + 0.16 * len(examples) + 0.75))
-    axes = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw={"height_ratios": ratios})
+    titles = ["FLAIR", "Reference", *(display_name(method) for method in examples[0].predictions), "Variance"]
+    panel = (DOUBLE - 0.6) / len(titles)
+    figure = PaperFigure(figsize=(DOUBLE, (panel + 0.1) * len(examples) + 0.5))
+    axes = figure.subplots(len(examples), len(titles), squeeze=False)
     figure.get_layout_engine().set(wspace=0.01, hspace=0.01, w_pad=0.01, h_pad=0.02)
-    highest = max(float(np.max(example.variance)) for example in examples) or 1.0
+    highest = max(float(np.max(example.variance[example.zoom])) for example in examples) or 1.0
     for row, example in zip(axes, examples, strict=True):
         _show_example(row[:-1], example)
-        variance, aspect = example.variance[example.box], example.pixel_aspect
-        shown = row[-1].imshow(variance, cmap="inferno", vmin=0, vmax=highest, aspect=aspect)
-        _bare(row[-1])
+        zoom, aspect = example.zoom, example.pixel_aspect
+        _show_image(row[-1], example.flair[zoom], aspect)
+        variance = example.variance[zoom]
+        heat = np.ma.masked_less(variance, HEAT_FROM * highest)
+        shown = row[-1].imshow(heat, cmap="plasma", vmin=0, vmax=highest, aspect=aspect)
+        _outline(row[-1], example.reference[zoom] == 1, REFERENCE, 0.7)
+        for ax in row:
+            _bare(ax)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=7)
     figure.colorbar(shown, ax=axes[:, -1], fraction=0.08, pad=0.04, aspect=40, label="Variance over members")
-    figure.legend(handles=_overlay_patches(), loc="outside lower center", ncols=3)
+    lines = {"reference": REFERENCE, "prediction": PREDICTION}
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in lines.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -167,28 +156,34 @@ def overlay_figure(
     return figure
 
 
-def _arrow(last: Axes, ax: Axes, forward: bool) -> None:
-    style = {"arrowstyle": "-|>", "color": "C1" if forward else "C0", "shrinkA": 1, "shrinkB": 1}
-    style |= {"linestyle": (0, (2, 1.2)) if forward else "-", "mutation_scale": 6}
-    places = {"xycoords": ax.transAxes, "textcoords": last.transAxes}
-    ax.annotate("", xy=(0, 0.5), xytext=(1, 0.5), arrowprops=style, **places)
-
-
 def _show_example(row: Sequence[Axes], example: Example) -> None:
-    """The images, the reference and the predictions of one row of Fig. 2, each prediction with its Dice."""
-    box, aspect = example.box, example.pixel_aspect
-    flair, reference = example.flair[box], example.reference[box]
-    for ax, image in zip(row[:2], (example.flair, example.t1), strict=True):
-        _show_image(ax, image[box], aspect)
-    _show_overlay(row[2], flair, reference, reference, aspect)
-    for ax, (method, mask) in zip(row[3:], example.predictions.items(), strict=True):
-        _show_overlay(ax, flair, mask[box], reference, aspect)
+    """The slice with its cut-out, the reference and the predictions of one row of Fig. 2, each with its volume Dice."""
+    box, zoom, aspect = example.box, example.zoom, example.pixel_aspect
+    reference = example.reference[zoom] == 1
+    _show_image(row[0], example.flair[box], aspect)
+    corner = [part.start - whole.start - 0.5 for part, whole in zip(zoom, box, strict=True)][::-1]
+    sides = [part.stop - part.start for part in zoom][::-1]
+    row[0].add_patch(Rectangle(corner, *sides, fill=False, edgecolor="w", linewidth=0.8))
+    for ax in row[1:]:
+        _show_image(ax, example.flair[zoom], aspect)
+        _outline(ax, reference, REFERENCE, 1.5)
+    for ax, (method, mask) in zip(row[2:], example.predictions.items(), strict=True):
+        _outline(ax, mask[zoom] != 0, PREDICTION, 0.8)
         if method in example.dice:
             ax.set_xlabel(f"{example.dice[method]:.3f}", labelpad=2, fontsize=7)
     row[0].set_ylabel("/".join(example.subject.split("/")[-2:]), labelpad=2, fontsize=7)
-    row[2].set_xlabel("Dice", labelpad=2, fontsize=7)
-    for ax in row:
-        _bare(ax)
+    row[1].set_xlabel("volume Dice", labelpad=2, fontsize=7)
+
+
+def _outline(ax: Axes, mask: NDArray, colour: str, width: float) -> None:
+    """The edge of a mask [H, W], along the pixels' own edges."""
+    if not mask.any():
+        return
+    height, across = mask.shape
+    fine = np.pad(np.kron(mask, np.ones((FINE, FINE))), FINE)  # a border of one pixel closes what touches the edge
+    y, x = ((np.arange((n + 2) * FINE) + 0.5) / FINE - 1.5 for n in (height, across))
+    ax.contour(x, y, fine, levels=[0.5], colors=colour, linewidths=width)
+    ax.set(xlim=(-0.5, across - 0.5), ylim=(-0.5, height - 0.5))
 
 
 def _brain_box(flair: NDArray) -> Box:
@@ -198,6 +193,18 @@ def _brain_box(flair: NDArray) -> Box:
         return slice(0, flair.shape[0]), slice(0, flair.shape[1])
     (y0, x0), (y1, x1) = inside.min(0), inside.max(0)
     return slice(max(y0 - 2, 0), y1 + 3), slice(max(x0 - 2, 0), x1 + 3)
+
+
+def _lesion_box(mask: NDArray, brain: Box) -> Box:
+    """The part of a brain's box about all lesions of a mask, with a margin: at least half of it each way."""
+    found = []
+    for whole, along in zip(brain, ((mask == 1).any(1), (mask == 1).any(0)), strict=True):
+        inside = np.flatnonzero(along)
+        first, last = (inside[0], inside[-1] + 1) if len(inside) else (whole.start, whole.stop)
+        length = min(max(last - first + 2 * ZOOM_MARGIN, (whole.stop - whole.start) // 2), whole.stop - whole.start)
+        start = int(np.clip((first + last - length) // 2, whole.start, whole.stop - length))
+        found.append(slice(start, start + length))
+    return found[0], found[1]
 
 
 def _show_image(ax: Axes, image: NDArray, aspect: float = 1.0) -> None:

@@ -13,11 +13,15 @@ from pdlib.diffusion.sampler import STARTS, Chain, Sampler
 from pdlib.inference.window import Window, brain_slices
 from pdlib.kernels import noise
 from pdlib.kernels.noise import Streams
-from pdlib.report.slices import Example, State
+from pdlib.report.processes import Process
+from pdlib.report.slices import Example
+from pdlib.report.values import select, tested_values
 from pdlib.study.comparison import Row
 from pdlib.study.members import TrainedChain
 from pdlib.study.rows import ensemble_of
 from pdlib.study.run import Run
+
+APART = 0.43  # of T': how near two states of Fig. 1 may stand, a little less than half
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,15 @@ def widest_slice(run: Run, subject: str, array: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def chain_states(row: Row, subject: str, panels: int) -> list[State]:
-    """States of the first member's chain on the widest slice, for Fig. 1: at most `panels`, the start among them."""
+def chain_states(row: Row, subject: str) -> dict[int, np.ndarray]:
+    """The states of the first member's chain on the widest slice, [H, W] by paper time t: its start, and what each call
+    leaves, down to t = 0.
+    """
     run, chain, sampler = row.run, row.chain, row.networks(subject).trained.sampler(row.run)
     seen = WidestSlice.of(run, subject)
     mask = seen.tensor(row.starts(subject, 1).values[0])
     start = chain.start_index(sampler.diffusion.schedule)
     first = STARTS[chain.start](mask, start, seen.streams, sampler.diffusion)
-    states = [] if row.networks(subject).source is None else [State("pre-segmentation", mask[0, 0].numpy())]
-    states.append(State(f"t = {start + 1}", first[0, 0].numpy(), row.networks(subject).source is not None))
     visited: list[np.ndarray] = []
     device = run.compute.device
     sampler.sample(
@@ -78,8 +82,42 @@ def chain_states(row: Row, subject: str, panels: int) -> list[State]:
         on_step=lambda index, x_t, x_start: visited.append(x_t[0, 0].cpu().numpy()),
     )
     times = [index + 1 for index in (*chain.indices[1:], -1)]
-    shown = np.unique(np.linspace(0, len(visited) - 1, panels - len(states)).round().astype(int))
-    return states + [State(f"t = {times[i]}", visited[i]) for i in shown]
+    return {start + 1: first[0, 0].numpy()} | dict(zip(times, visited, strict=True))
+
+
+def processes(rows: Sequence[Row], subject: str, scores: pd.DataFrame) -> list[Process]:
+    """The rows of Fig. 1 on the widest slice of a subject; scores: of the test subjects.
+
+    A row shows as many of its states, evenly spaced in t, as lie about half of the shortest chain's T' apart.
+    """
+    states = {row.name: chain_states(row, subject) for row in rows}
+    least = APART * min(max(of) for of in states.values())
+    found = []
+    for row in rows:
+        mine = select(scores, {"method": row.name})
+        dice, begun, of = tested_values(mine, "dice"), row.networks(subject).source, states[row.name]
+        found.append(
+            Process(
+                method=row.name,
+                states={t: of[t] for t in spaced([*of], least)},
+                visited=[index + 1 for index in row.chain.indices],
+                preseg=None if begun is None else widest_slice(row.run, subject, row.starts(subject, 1).values[0]),
+                dice=float(dice[subject]),
+                mean_dice=float(dice.mean()),
+                calls=float(mine.nfe.mean()),
+            )
+        )
+    return found
+
+
+def spaced(times: Sequence[int], least: float) -> list[int]:
+    """As many of falling times as can be taken about evenly, both ends among them, with no two nearer than least."""
+    for parts in range(len(times) - 1, 0, -1):
+        wanted = np.linspace(times[0], times[-1], parts + 1)
+        found = [min(times, key=lambda t, one=one: abs(t - one)) for one in wanted]
+        if min(-np.diff(found)) >= least:
+            return found
+    return [times[0], times[-1]]
 
 
 @torch.inference_mode()
@@ -136,7 +174,6 @@ def example(rows: Sequence[Row], subject: str, scores: pd.DataFrame) -> Example:
     return Example(
         subject=subject,
         flair=seen.cut(volume.image[0]),
-        t1=seen.cut(volume.image[1]),
         reference=seen.cut(volume.mask),
         predictions={name: seen.cut(one.mask) for name, one in combined.items()},
         variance=seen.cut(combined[rows[-1].name].variance),

@@ -11,34 +11,33 @@ def brain(shape=(20, 16)):
     return image
 
 
-def test_processes_draw_every_state_and_arrow():
-    state = brain()
-    chains = {
-        "DDPM": [slices.State(f"t = {t}", state * t) for t in (3, 2, 1, 0)],
-        "PD-DDPM": [slices.State("start", state), slices.State("t = 1", state, forward=True)],
-    }
-    axes = np.array(slices.processes_figure(state, chains, note="phantom").axes).reshape(2, 5)
-    assert [ax.get_title() for ax in axes[1]] == ["PD-DDPM", "", "", "start", "t = 1"]
-    np.testing.assert_array_equal(axes[0, 2].images[0].get_array(), 2 * state[1:19, 1:15])
-    assert [len(ax.texts) for ax in axes[0]] == [0, 0, 1, 1, 1]
-
-
 def example(mask):
     image = brain()
-    return slices.Example(
-        "training/GE3T/1", image, image, mask[0], {"unet": mask[1]}, mask[0] * 0.2, {"unet": 0.5}, 1.2
-    )
+    return slices.Example("training/GE3T/1", image, mask[0], {"unet": mask[1]}, mask[0] * 0.2, {"unet": 0.5}, 1.0)
 
 
-def test_overlays_paint_hits_extras_and_misses():
+def test_outlines_run_along_the_pixels_of_a_square_about_the_largest_lesion():
     mask = np.zeros((2, 20, 16), np.uint8)
-    mask[0, 8, 8] = mask[1, 8, 8] = mask[0, 9, 9] = mask[1, 10, 10] = 1
-    figure = slices.examples_figure([example(mask)] * 3, note="phantom")
-    predicted = figure.axes[3]
-    painted = [np.argwhere(layer.get_array()[..., 3]).tolist() for layer in predicted.images[1:]]
-    assert painted == [[[7, 7]], [[9, 9]], [[8, 8]]]  # the brain's box starts at (1, 1)
-    assert predicted.get_xlabel() == "0.500"
-    assert figure.axes[0].get_ylabel() == "GE3T/1"
+    mask[0, 8:11, 8] = mask[1, 8, 8] = mask[0, 15, 3] = 1
+    one = example(mask)
+    rows, columns = one.zoom
+    assert rows == slice(0, 20) and columns == slice(0, 16), "no more than there is"
+    figure = slices.examples_figure([one] * 3, note="phantom")
+    whole, reference, predicted = figure.axes[:3]
+    (outline,) = [points.get_paths()[0].vertices for points in predicted.collections[1:]]
+    np.testing.assert_allclose([outline.min(0), outline.max(0)], [[7.5, 7.5], [8.5, 8.5]], atol=0.07)
+    (outline,) = [points.get_paths()[0].vertices for points in reference.collections]
+    np.testing.assert_allclose(outline.max(0), [8.5, 15.5], atol=0.07)
+    assert predicted.get_xlabel() == "0.500" and reference.get_xlabel() == "volume Dice"
+    assert whole.get_ylabel() == "GE3T/1"
+
+
+def test_a_zoom_is_as_wide_as_high_in_millimetres_and_stays_inside():
+    flair, mask = np.ones((60, 80)), np.zeros((60, 80))
+    mask[2:5, 70:78] = 1
+    rows, columns = slices.Example("a", flair, mask, {}, mask, {}, 2.0).zoom
+    assert rows.stop - rows.start == 12 and columns.stop - columns.start == 24
+    assert rows.start == 0 and columns == slice(56, 80)
 
 
 def test_overlay_takes_the_slices_with_most_lesion_and_never_an_empty_one():
