@@ -13,18 +13,16 @@ from matplotlib import MatplotlibDeprecationWarning
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from pdlib.evaluation.stats import mean_interval
 from pdlib.methods import CHAIN
-from pdlib.report.differences import BARS, forest, paired_mean, reach, row_mean
+from pdlib.report import printed
+from pdlib.report.differences import BARS, forest, paired_mean, reach
 from pdlib.report.style import (
     DOUBLE,
     SINGLE,
-    SPLIT_COLOURS,
     PaperFigure,
     calls_axis,
     method_colour,
     paper_style,
-    scaled_axis,
 )
 from pdlib.report.titles import Row, display_name, row_title
 from pdlib.report.values import select, subject_values, tested_values
@@ -99,111 +97,15 @@ def _kept(scores: pd.Series, min_gain: float) -> object:
 
 
 @paper_style
-def t_prime_figure(
-    scores: pd.DataFrame, *, method: str, preseg: str, steps: int, chosen: Sequence[int], interval: Mapping[str, float]
+def scores_figure(
+    scores: pd.DataFrame, *, methods: Sequence[str], interval: Mapping[str, float], paper: Mapping[str, float]
 ) -> PaperFigure:
-    """Fig. 3 against T': mean Dice of `method`, its difference to the pre-segmentation's, and its uncertainty.
-
-    scores: rows of `records.COLUMNS`, one curve for each split in it. The Dice of the pre-segmentation `preseg` is a
-    dashed line for each split. Bars are intervals over trainings and subjects; Dice has none, for the spread between
-    subjects tells nothing of a difference. steps is T; chosen holds the T' taken on the validation subjects, of each
-    fold; interval the arguments of `mean_interval`.
-    """
-    for metric in ("dice", "uncertainty"):
-        if not ((scores.method == method) & (scores.metric == metric)).any():
-            raise ValueError(f"{method}: no scores of {metric}")
-    figure = PaperFigure(figsize=(DOUBLE, 3.0))
-    plain, difference, spread = axes = figure.subplots(1, 3)
-    for place, (split, rows) in enumerate(scores.groupby("split", sort=False)):
-        style = {"color": SPLIT_COLOURS.get(split, "C2"), "clip_on": False}
-        start, parts = select(rows, {"method": preseg}), dict(iter(rows[rows.method == method].groupby("t_prime")))
-        dice, against, variance = (
-            pd.DataFrame({float(t): of(part) for t, part in parts.items()}).T
-            for of in (
-                lambda part: row_mean(part, "dice", interval),
-                lambda part, start=start: paired_mean(part, start, "dice", interval),
-                lambda part: row_mean(part, "uncertainty", interval),
-            )
-        )
-        plain.plot(
-            dice.index, dice["mean"], "o-", label=f"{split} ({_count(dice.n.max(), dice.n_undefined.max())})", **style
-        )
-        level = tested_values(start, "dice").mean()
-        plain.axhline(level, linestyle="--", linewidth=0.8, label=f"{split}, {display_name(preseg)}", **style)
-        for ax, points in ((difference, against), (spread, variance)):
-            aside = points.index + place * 0.012 * steps  # so that no bar covers another
-            ax.errorbar(aside, points["mean"], reach(points), fmt="o-", linewidth=0.8, **BARS, **style)
-    difference.axhline(0, color="0.5", linewidth=0.6, zorder=0)
-    for ax in axes:
-        for t_prime in sorted({*chosen}):
-            label = f"$T'$ = {t_prime}, chosen on validation"
-            ax.axvline(t_prime, color="0.5", linestyle=":", linewidth=0.8, label=label, zorder=0)
-        ax.set(xlabel="$T'$", xlim=(0, steps))
-        top = ax.secondary_xaxis("top", functions=(lambda t: t / steps, lambda share: share * steps))
-        top.set_xlabel("$T'/T$")
-    plain.set_ylabel("Dice")
-    difference.set_ylabel("Δ Dice to the\npre-segmentation")
-    scaled_axis(spread, "Uncertainty (variance)")
-    handles, labels = plain.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return figure
-
-
-@paper_style
-def ensemble_figure(
-    scores: pd.DataFrame, *, method: str, seeds: Mapping[str, int], interval: Mapping[str, float]
-) -> PaperFigure:
-    """Fig. 4 against ensemble size, a curve for each split: Dice, mean and standard deviation over random ensembles;
-    its difference to the smallest size, with intervals over trainings and subjects; and that deviation by itself.
-
-    scores: rows of `records.COLUMNS` in which `seed` tells the random ensembles of one size apart; seeds: the training
-    that segmented each subject (`Run.seed_of`). An ensemble's Dice is its mean over subjects; the deviation (ddof 1) is
-    that of these means, NaN for a single ensemble.
-    """
-    rows = scores[(scores.method == method) & (scores.metric == "dice")]
-    if rows.empty:
-        raise ValueError(f"{method}: no scores of dice")
-    figure = PaperFigure(figsize=(DOUBLE, 3.0))
-    left, middle, right = axes = figure.subplots(1, 3)
-    for place, (split, mine) in enumerate(rows.groupby("split", sort=False)):
-        means = mine.groupby(["ensemble_size", "seed"]).value.mean()
-        drawn = means.groupby("ensemble_size").agg(["mean", "std", "size"])
-        n_subjects, n_undefined = mine.subject.nunique(), mine[mine.value.isna()].subject.nunique()
-        label = f"{split} ({_count(n_subjects - n_undefined, n_undefined)}, {drawn['size'].max()} ensembles a size)"
-        sizes, colour = drawn.index.to_numpy(float), SPLIT_COLOURS[split]
-        left.errorbar(sizes, drawn["mean"], drawn["std"], fmt="o-", color=colour, label=label, **BARS)
-        gains = _gains(mine, seeds, interval)
-        aside = gains.index + place * 0.02 * sizes.max()
-        middle.errorbar(aside, gains["mean"], reach(gains), fmt="o-", linewidth=0.8, color=colour, **BARS)
-        right.plot(sizes, drawn["std"], "o-", color=colour)
-    left.set_ylabel("Dice, mean ± standard deviation")
-    middle.axhline(0, color="0.5", linewidth=0.6, zorder=0)
-    middle.set_ylabel(f"Δ Dice to size {sizes.min():g}")
-    scaled_axis(right, "Standard deviation of Dice")
-    right.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", ncols=2)
-    for ax in axes:
-        ax.set_xlabel("Ensemble size")
-        ax.set_xticks(sizes)
-    return figure
-
-
-def _gains(draws: pd.DataFrame, seeds: Mapping[str, int], interval: Mapping[str, float]) -> pd.DataFrame:
-    """By ensemble size, from the second on: the gain over the smallest, of each subject its mean over the ensembles."""
-    dice = draws.pivot_table(index=["subject", "fold"], columns="ensemble_size", values="value", dropna=False)
-    dice = dice[dice.notna().any(axis=1)]
-    groups = [f"{fold}.{seeds[subject]}" for subject, fold in dice.index]
-    gains = {float(size): mean_interval(dice[size] - dice[min(dice)], **interval, groups=groups) for size in dice}
-    return pd.DataFrame(gains).T.iloc[1:]
-
-
-@paper_style
-def scores_figure(scores: pd.DataFrame, *, methods: Sequence[str], interval: Mapping[str, float]) -> PaperFigure:
     """Where the means of Table 1 come from: a dot for each subject, and the quartiles, of each method; and beside it
     the paired difference to PD-DDPM with its interval over trainings and subjects.
 
     scores: rows of `records.COLUMNS`, of one split; methods: keys of `methods.METHODS`, from the top down, PD-DDPM
-    among them. Whiskers reach the outermost subject. ValueError: a method without scores.
+    among them; paper: Dice as the paper prints it (`printed.printed_values`), a hollow diamond. Whiskers reach the
+    outermost subject. ValueError: a method without scores.
     """
     rows = scores[scores.metric == "dice"]
     parts = {method: select(rows, {"method": method}) for method in methods}
@@ -217,6 +119,11 @@ def scores_figure(scores: pd.DataFrame, *, methods: Sequence[str], interval: Map
         warnings.simplefilter("ignore", MatplotlibDeprecationWarning)
         sns.boxplot(**common, whis=(0, 100), width=0.6, fill=False, linewidth=0.8)
     sns.stripplot(**common, size=3, alpha=0.55, jitter=False)
+    for place, method in enumerate(methods):
+        if method in paper:
+            ax.plot(paper[method], place, **printed.MARKER, label="mean in the paper")
+    if ax.get_legend_handles_labels()[0]:
+        figure.legend(*(part[:1] for part in ax.get_legend_handles_labels()), loc="outside lower right")
     forest(right, parts, CHAIN, "dice", interval, methods)
     ax.set_yticks(range(len(methods)), [display_name(method) for method in methods])
     right.tick_params(left=False, labelleft=False)
@@ -280,34 +187,6 @@ def variance_figure(variances: pd.DataFrame) -> PaperFigure:
 
 
 @paper_style
-def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Mapping[str, float]) -> PaperFigure:
-    """What the members' spread is worth: risk against coverage, mean over subjects, and the distance to the raters, as
-    a paired difference to PD-DDPM's with its interval (below zero is nearer), beside each method its mean.
-
-    curves: columns subject, coverage, risk, oracle, random. scores: rows of `records.COLUMNS`, of one split; methods
-    without a rater to compare with are left out of the right panel.
-    """
-    figure = PaperFigure(figsize=(DOUBLE, 2.8))
-    left, right = figure.subplots(1, 2)
-    means = curves.groupby("coverage")[["risk", "oracle", "random"]].mean()
-    for colour, (name, style) in enumerate((("risk", "-"), ("oracle", "--"), ("random", ":"))):
-        label = {"risk": "by members' variance", "oracle": "errors last", "random": "in no order"}[name]
-        left.plot(means.index, means[name], style, color=f"C{colour}", label=label)
-    left.set(xlabel="Coverage, share of the brain's voxels", yscale="log", ylim=(means["random"].max() / 100, None))
-    scaled_axis(left, "Risk, share of errors")
-    left.legend(loc="lower left")
-    found = scores[(scores.metric == "energy_distance") & scores.value.notna()]
-    parts = dict(iter(found.groupby("method", sort=False)))
-    if CHAIN not in parts:
-        right.set_axis_off()
-        return figure
-    forest(right, parts, CHAIN, "energy_distance", interval, [*parts])
-    means = {method: tested_values(rows, "energy_distance").mean() for method, rows in parts.items()}
-    right.set_yticks(range(len(means)), [f"{display_name(method)}, {mean:.2f}" for method, mean in means.items()])
-    return figure
-
-
-@paper_style
 def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> PaperFigure:
     """Milliseconds a slice and step of each system and setting, with quartiles; and how fast each op is beside its
     reference. Rows of `benchmarks/step.py` and `benchmarks/ops.py`; what gave a wrong answer is not shown."""
@@ -334,10 +213,6 @@ def speed_figure(steps: pd.DataFrame, ops: pd.DataFrame) -> PaperFigure:
     for ax in (left, right):
         ax.tick_params(axis="y", labelsize=5)
     return figure
-
-
-def _count(n: int, n_undefined: int) -> str:
-    return f"n = {n:.0f}" + (f", {n_undefined:.0f} undefined" if n_undefined else "")
 
 
 def _beside(ax: Axes, y: float, ours: str, target: object, unit: str = "", weight: str = "normal") -> None:

@@ -1,44 +1,79 @@
 """Scores against network calls, of all methods that promise fewer of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from matplotlib.lines import Line2D
+from matplotlib.axes import Axes
 
-from pdlib.methods import RULES
+from pdlib.methods import CHAIN, RULES
+from pdlib.report.differences import BARS, paired_mean, reach
 from pdlib.report.style import DOUBLE, PaperFigure, calls_axis, method_colour, paper_style, scaled_axis
 from pdlib.report.tables import front_table
-from pdlib.report.titles import display_name, rule_title
+from pdlib.report.titles import ROW_KEY, display_name, rule_title
+from pdlib.report.values import select
 
 MARKERS = "osD^vPX*<>"  # by rule
 
 
 @paper_style
-def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str]) -> PaperFigure:
-    """A panel for each metric, means over subjects against network calls: a colour for each method, a marker and a line
-    for each rule, a ring about the Dice of those on the Pareto front.
+def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapping[str, float]) -> PaperFigure:
+    """Left a panel for each metric, means over subjects against network calls, a ring about the Dice of those on the
+    Pareto front; right the difference of each chain's Dice to the longest PD-DDPM's, with its interval over trainings
+    and subjects, beside its name: a colour for each method, a marker for each rule.
 
     scores: rows of `records.COLUMNS`, of one split; a metric that a row lacks is left out of its panel.
     """
     means = front_table(scores, metrics=metrics)
-    present, methods = scores.rule.unique(), scores.method.unique()
+    present = scores.rule.unique()
     rules = [rule for rule in dict.fromkeys([*RULES, *scores.rule]) if rule in present]
-    figure = PaperFigure(figsize=(DOUBLE, 5.6))
-    panels = figure.subplots(-(-len(metrics) // 2), 2, squeeze=False).flat
-    for metric, ax in zip(metrics, panels, strict=False):
+    marker = dict(zip(rules, MARKERS, strict=False))
+    figure = PaperFigure(figsize=(DOUBLE, max(1.35 * len(metrics), 0.155 * len(means)) + 0.5))
+    grid = figure.add_gridspec(len(metrics), 2, width_ratios=[3, 2])
+    for place, metric in enumerate(metrics):
+        ax = figure.add_subplot(grid[place, 0])
         for (method, rule), rows in means.groupby(["method", "rule"], sort=False):
-            rows = rows.dropna(subset=metric)
-            marker = MARKERS[rules.index(rule)]
-            ax.plot(rows.nfe, rows[metric], marker=marker, markersize=3, color=method_colour(method))
+            drawn = rows.dropna(subset=metric)
+            ax.plot(drawn.nfe, drawn[metric], marker=marker[rule], markersize=3, color=method_colour(method))
         if metric == "dice":
             best = means[means.front]
             ax.plot(best.nfe, best[metric], "o", markersize=7, markerfacecolor="none", color="0.3", zorder=0)
-        ax.set_ylabel(display_name(metric))
+        ax.set_ylabel(display_name(metric).replace(" to the", "\nto the").replace(" (", "\n("))
         calls_axis(ax, scores.nfe)
         if metric == "uncertainty":
-            scaled_axis(ax, display_name(metric))
-    shown = [Line2D([], [], color=method_colour(name), label=display_name(name)) for name in methods]
-    style = {"color": "0.3", "linestyle": "", "markersize": 3}
-    shown += [Line2D([], [], marker=MARKERS[i], label=rule_title(rule), **style) for i, rule in enumerate(rules)]
-    figure.legend(handles=shown, loc="outside lower center", ncols=4)
+            scaled_axis(ax, "Uncertainty")
+        if place < len(metrics) - 1:
+            ax.set_xlabel("")
+    _differences(figure.add_subplot(grid[:, 1]), scores, means, marker, interval)
     return figure
+
+
+def _differences(
+    ax: Axes, scores: pd.DataFrame, means: pd.DataFrame, marker: Mapping[str, str], interval: Mapping[str, float]
+) -> None:
+    """Every chain's difference in Dice to the longest of PD-DDPM, from the fewest calls down."""
+    chains = means.to_dict("records")
+    longest = max((chain for chain in chains if chain["method"] == CHAIN), key=lambda chain: chain["nfe"], default=None)
+    base = chains[-1] if longest is None else longest
+    theirs = _rows(scores, base)
+    several = means.groupby("method").rule.nunique() > 1
+    for place, chain in enumerate(chains):
+        look = {"fmt": marker[chain["rule"]], "markersize": 3, "color": method_colour(chain["method"])}
+        if chain is base:
+            ax.plot(0, place, marker=look.pop("fmt"), **look)
+            continue
+        point = pd.DataFrame([paired_mean(_rows(scores, chain), theirs, "dice", interval)])
+        ax.errorbar(point["mean"], place, xerr=reach(point), **look, **BARS | {"capsize": 1.5})
+    ax.axvline(0, color=method_colour(base["method"]), linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(chains)), [_name(chain, several[chain["method"]]) for chain in chains], fontsize=6)
+    for label, chain in zip(ax.get_yticklabels(), chains, strict=True):
+        label.set_color(method_colour(chain["method"]))
+    ax.set(xlabel=f"Δ Dice to\n{_name(base, several[base['method']])}", ylim=(len(chains) - 0.5, -0.5))
+
+
+def _rows(scores: pd.DataFrame, chain: Mapping) -> pd.DataFrame:
+    return select(scores, {column: chain[column] for column in ROW_KEY if pd.notna(chain[column]) and chain[column]})
+
+
+def _name(chain: Mapping, with_rule: bool) -> str:
+    rule = f", {rule_title(chain['rule'])}" if with_rule else ""
+    return f"{display_name(chain['method'])}{rule}, {chain['nfe']:g} calls"

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 
 from pdlib.evaluation.stats import mean_interval
 from pdlib.report import curves
+from pdlib.report.printed import printed_values
 from pdlib.report.style import method_colour
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
@@ -21,44 +22,6 @@ def line(ax: Axes, label: str):
 def bars(ax: Axes, place: int = 0) -> np.ndarray:
     """Low and high ends of the error bars of a container of an axis, [N, 2]."""
     return np.array([segment[:, 1] for segment in ax.containers[place].lines[2][0].get_segments()])
-
-
-def test_t_prime_curves_are_the_means_given_and_the_difference_is_paired():
-    rng = np.random.default_rng(0)
-    truth, parts, start = {}, [], np.array([0.5, 0.7, 0.4, 0.6])
-    for split in ("validation", "test"):
-        parts.append(rows("attention_unet", start, split=split))
-        for t in (100, 300, 50):
-            for metric in ("dice", "uncertainty"):
-                truth[split, metric, t] = rng.random(4)
-                parts.append(rows("pd_ddpm", truth[split, metric, t], metric, split=split, t_prime=t, ensemble_size=5))
-    seeds = {"Utrecht/0": 0, "Utrecht/1": 0, "Utrecht/2": 1, "Utrecht/3": 1}
-    scores = pd.concat(parts).assign(seed=lambda rows: rows.subject.map(seeds))
-    how = {"method": "pd_ddpm", "preseg": "attention_unet", "steps": 1000, "chosen": [100], "interval": INTERVAL}
-    plain, difference, spread = curves.t_prime_figure(scores, **how).axes
-    for place, split in enumerate(("validation", "test")):
-        curve = line(plain, f"{split} (n = 4)")
-        np.testing.assert_array_equal(curve.get_xdata(), [50, 100, 300])
-        np.testing.assert_allclose(curve.get_ydata(), [truth[split, "dice", t].mean() for t in (50, 100, 300)])
-        for ax, metric, less in ((difference, "dice", start), (spread, "uncertainty", 0 * start)):
-            point = mean_interval(truth[split, metric, 50] - less, **INTERVAL, groups=[0, 0, 1, 1])
-            assert ax.containers[place].lines[0].get_ydata()[0] == pytest.approx(point["mean"])
-            np.testing.assert_allclose(bars(ax, place)[0], [point["low"], point["high"]])
-    assert line(plain, "$T'$ = 100").get_xdata()[0] == 100
-    assert line(plain, "test, Attention").get_ydata()[0] == pytest.approx(0.55)
-
-
-def test_ensemble_deviation_is_over_random_ensembles_and_the_gain_over_subjects():
-    values = {(1, 0): [0.5, 0.7], (1, 1): [0.7, 0.9], (4, 0): [0.8, 0.8], (4, 1): [0.8, 0.84]}
-    scores = pd.concat([rows("pd_ddpm", v, ensemble_size=size, seed=seed) for (size, seed), v in values.items()])
-    how = {"method": "pd_ddpm", "seeds": {"Utrecht/0": 0, "Utrecht/1": 1}, "interval": INTERVAL}
-    left, middle, right = curves.ensemble_figure(scores, **how).axes
-    np.testing.assert_allclose(left.lines[0].get_ydata().astype(float), [0.7, 0.81])
-    np.testing.assert_allclose(right.lines[0].get_ydata(), [0.2 / 2**0.5, 0.02 / 2**0.5])
-    assert left.get_legend_handles_labels()[1] == ["test (n = 2, 2 ensembles a size)"]
-    gain = mean_interval([0.2, 0.02], **INTERVAL, groups=[0, 1])
-    assert middle.containers[0].lines[0].get_ydata() == pytest.approx([0.11])
-    np.testing.assert_allclose(bars(middle), [[gain["low"], gain["high"]]])
 
 
 def test_training_curve_and_its_best():
@@ -129,7 +92,7 @@ def test_points_against_calls_are_the_means_given():
 def test_every_subject_is_a_dot_in_its_methods_colour():
     dice = {"unet": [0.5, 0.7, np.nan], "pd_ddpm": [0.6, 0.8, 0.9], "x0_jump": [0.1, 0.2, 0.3]}
     scores = pd.concat([rows(name, values) for name, values in dice.items()])
-    ax, right = curves.scores_figure(scores, methods=["pd_ddpm", "unet"], interval=INTERVAL).axes
+    ax, right = curves.scores_figure(scores, methods=["pd_ddpm", "unet"], interval=INTERVAL, paper={}).axes
     assert [text.get_text() for text in ax.get_yticklabels()] == ["PD-DDPM", "U-Net"]
     dots = [points for points in ax.collections if len(points.get_offsets())]
     np.testing.assert_allclose(sorted(dots[0].get_offsets()[:, 0]), [0.6, 0.8, 0.9])
@@ -140,10 +103,23 @@ def test_every_subject_is_a_dot_in_its_methods_colour():
     assert right.containers[0].lines[0].get_xdata()[0] == pytest.approx(-0.1), "of the two subjects that both score"
     assert right.get_xlabel() == "Δ Dice to PD-DDPM" and right.lines[0].get_xdata()[0] == 0
     fewer = scores[(scores.method != "unet") | (scores.subject != "Utrecht/0")]
-    ax, right = curves.scores_figure(fewer, methods=["pd_ddpm", "unet"], interval=INTERVAL).axes
+    ax, right = curves.scores_figure(fewer, methods=["pd_ddpm", "unet"], interval=INTERVAL, paper={}).axes
     assert ax.get_xlabel() == "Dice of a subject (n = 2 or 3, 1 undefined)"
     with pytest.raises(ValueError, match="DDPM: no scores"):
-        curves.scores_figure(scores, methods=["ddpm"], interval=INTERVAL)
+        curves.scores_figure(scores, methods=["ddpm"], interval=INTERVAL, paper={})
+
+
+def test_the_papers_values_are_hollow_and_never_stand_beside_a_phantoms():
+    paper = pd.DataFrame({"table": [1, 1, 2], "row": ["pd_ddpm", "pd_ddpm", "0.000"], "metric": ["dice", "f1", "dice"]})
+    paper["value"] = [0.812, 0.8, 0.353]
+    assert printed_values(paper, "dice", note="phantom") == {}
+    printed = printed_values(paper, "dice", note="")
+    assert printed == {"pd_ddpm": 0.812}
+    scores = pd.concat([rows(name, [0.6, 0.8]) for name in ("unet", "pd_ddpm")])
+    figure = curves.scores_figure(scores, methods=["unet", "pd_ddpm"], interval=INTERVAL, paper=printed)
+    mark = line(figure.axes[0], "mean in the paper")
+    assert mark.get_xydata().tolist() == [[0.812, 1]] and mark.get_markerfacecolor() == "none"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["mean in the paper"]
 
 
 def test_a_learned_variance_lies_between_its_bounds():
@@ -165,17 +141,3 @@ def test_the_legend_of_the_speeds_covers_no_line():
     label, page = right.xaxis.label.get_window_extent(), figure.get_window_extent()
     assert page.x0 <= label.x0 and label.x1 <= page.x1, "nothing is cut off"
     assert line(right, "pdlib").get_xdata()[0] == 2
-
-
-def test_agreement_shows_mean_curves_and_the_raters_distance():
-    risks = pd.DataFrame(
-        {"subject": ["a", "a", "b", "b"], "coverage": [0.5, 1.0] * 2, "risk": [0.01, 0.04, 0.03, 0.06]}
-    ).assign(oracle=[0.0, 0.04, 0.0, 0.06], random=[0.04, 0.04, 0.06, 0.06])
-    distances = {"ddpm": [0.2, 0.4], "pd_ddpm": [0.3, 0.6], "unet": [np.nan] * 2}
-    scores = pd.concat([rows(name, values, "energy_distance") for name, values in distances.items()])
-    left, right = curves.agreement_figure(risks, scores, interval=INTERVAL).axes
-    np.testing.assert_allclose(left.lines[0].get_xydata(), [[0.5, 0.02], [1.0, 0.05]])
-    assert [text.get_text() for text in right.get_yticklabels()] == ["DDPM, 0.30", "PD-DDPM, 0.45"]
-    assert right.containers[0].lines[0].get_xdata()[0] == pytest.approx(-0.15)
-    none = curves.agreement_figure(risks, scores.assign(value=np.nan), interval=INTERVAL).axes
-    assert not none[1].axison, "there are no raters"

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from conftest import rows
 
 from pdlib.report.fewer import fewer_figure
 from pdlib.report.levels import levels_figure
 from pdlib.report.style import method_colour
+
+INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 
 
 def test_methods_are_colours_rules_markers_and_the_front_is_ringed():
@@ -20,8 +23,8 @@ def test_methods_are_colours_rules_markers_and_the_front_is_ringed():
             if not (name == "refiner" and metric == "uncertainty")
         ]
     )
-    figure = fewer_figure(scores, metrics=["dice", "uncertainty"])
-    dice, spread = figure.axes
+    figure = fewer_figure(scores, metrics=["dice", "uncertainty"], interval=INTERVAL)
+    dice, spread, differences = figure.axes
     points = {(line.get_color(), line.get_marker()): line.get_xydata() for line in dice.lines}
     markers = {line.get_marker() for line in dice.lines if line.get_color() == method_colour("pd_ddpm")}
     assert len(markers) == 2, "two rules of one method"
@@ -30,6 +33,12 @@ def test_methods_are_colours_rules_markers_and_the_front_is_ringed():
     assert points[method_colour("ddpm"), pd_ddpm.get_marker()].tolist() == [[6, 0.09]], "the same rule"
     np.testing.assert_allclose(dice.lines[-1].get_xdata(), [2, 5, 6, 7, 61])
     assert not any(len(line.get_xdata()) for line in spread.lines if line.get_color() == method_colour("refiner"))
+    names = [label.get_text() for label in differences.get_yticklabels()]
+    assert names[0] == "Refiner, 2 calls" and names[-1] == "PD-DDPM, ancestral, 61 calls"
+    assert differences.get_xlabel() == "Δ Dice to\nPD-DDPM, ancestral, 61 calls"
+    assert [one.lines[0].get_xdata()[0] for one in differences.containers] == pytest.approx(
+        [1.5 * (nfe - 61) / 100 for nfe in (2, 5, 6, 7)]
+    )
 
 
 def test_levels_are_drawn_as_errors_and_calls_as_indices():

@@ -1,0 +1,107 @@
+"""Scores against what a user may choose: T' (Fig. 3), and the number of members (Fig. 4)."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from pdlib.evaluation.stats import mean_interval
+from pdlib.report.differences import BARS, paired_mean, reach, row_mean
+from pdlib.report.style import DOUBLE, SINGLE, SPLIT_COLOURS, PaperFigure, paper_style, scaled_axis
+from pdlib.report.titles import display_name
+from pdlib.report.values import select, tested_values
+
+
+@paper_style
+def t_prime_figure(
+    scores: pd.DataFrame, *, method: str, preseg: str, steps: int, chosen: Sequence[int], interval: Mapping[str, float]
+) -> PaperFigure:
+    """Fig. 3 against T': mean Dice of `method`, its difference to the pre-segmentation's, and its uncertainty.
+
+    scores: rows of `records.COLUMNS`, one curve for each split in it. The Dice of the pre-segmentation `preseg` is a
+    dashed line for each split. Bars are intervals over trainings and subjects; Dice has none, for the spread between
+    subjects tells nothing of a difference. steps is T; chosen holds the T' taken on the validation subjects, of each
+    fold; interval the arguments of `mean_interval`.
+    """
+    for metric in ("dice", "uncertainty"):
+        if not ((scores.method == method) & (scores.metric == metric)).any():
+            raise ValueError(f"{method}: no scores of {metric}")
+    figure = PaperFigure(figsize=(DOUBLE, 3.0))
+    plain, difference, spread = axes = figure.subplots(1, 3)
+    for place, (split, rows) in enumerate(scores.groupby("split", sort=False)):
+        style = {"color": SPLIT_COLOURS.get(split, "C2"), "clip_on": False}
+        start, parts = select(rows, {"method": preseg}), dict(iter(rows[rows.method == method].groupby("t_prime")))
+        dice, against, variance = (
+            pd.DataFrame({float(t): of(part) for t, part in parts.items()}).T
+            for of in (
+                lambda part: row_mean(part, "dice", interval),
+                lambda part, start=start: paired_mean(part, start, "dice", interval),
+                lambda part: row_mean(part, "uncertainty", interval),
+            )
+        )
+        plain.plot(
+            dice.index, dice["mean"], "o-", label=f"{split} ({_count(dice.n.max(), dice.n_undefined.max())})", **style
+        )
+        level = tested_values(start, "dice").mean()
+        plain.axhline(level, linestyle="--", linewidth=0.8, label=f"{split}, {display_name(preseg)}", **style)
+        for ax, points in ((difference, against), (spread, variance)):
+            aside = points.index + place * 0.012 * steps  # so that no bar covers another
+            ax.errorbar(aside, points["mean"], reach(points), fmt="o-", linewidth=0.8, **BARS, **style)
+    difference.axhline(0, color="0.5", linewidth=0.6, zorder=0)
+    for ax in axes:
+        for t_prime in sorted({*chosen}):
+            label = f"$T'$ = {t_prime}, chosen on validation"
+            ax.axvline(t_prime, color="0.5", linestyle=":", linewidth=0.8, label=label, zorder=0)
+        ax.set(xlabel="$T'$", xlim=(0, steps))
+        top = ax.secondary_xaxis("top", functions=(lambda t: t / steps, lambda share: share * steps))
+        top.set_xlabel("$T'/T$")
+    plain.set_ylabel("Dice")
+    difference.set_ylabel("Δ Dice to the\npre-segmentation")
+    scaled_axis(spread, "Uncertainty (variance)")
+    handles, labels = plain.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+@paper_style
+def ensemble_figure(
+    scores: pd.DataFrame, *, method: str, seeds: Mapping[str, int], interval: Mapping[str, float]
+) -> PaperFigure:
+    """Fig. 4: Dice against ensemble size, mean and standard deviation over random ensembles, a curve for each split.
+
+    scores: rows of `records.COLUMNS` in which `seed` tells the random ensembles of one size apart; seeds: the training
+    that segmented each subject (`Run.seed_of`). An ensemble's Dice is its mean over subjects; the deviation (ddof 1) is
+    that of these means, NaN for a single ensemble. The legend has the gain from the smallest to the largest size, with
+    its interval over trainings and subjects.
+    """
+    rows = scores[(scores.method == method) & (scores.metric == "dice")]
+    if rows.empty:
+        raise ValueError(f"{method}: no scores of dice")
+    figure = PaperFigure(figsize=(SINGLE, 2.9))
+    ax = figure.add_subplot()
+    for place, (split, mine) in enumerate(rows.groupby("split", sort=False)):
+        means = mine.groupby(["ensemble_size", "seed"]).value.mean()
+        drawn = means.groupby("ensemble_size").agg(["mean", "std", "size"])
+        n_subjects, n_undefined = mine.subject.nunique(), mine[mine.value.isna()].subject.nunique()
+        sizes, gain = drawn.index.to_numpy(float), _gain(mine, seeds, interval)
+        label = f"{split} ({_count(n_subjects - n_undefined, n_undefined)}, {drawn['size'].max()} ensembles a size)"
+        grown = f"{gain['mean']:+.4f} [{gain['low']:.4f}, {gain['high']:.4f}]"
+        label += f"\nfrom {sizes.min():g} to {sizes.max():g} members: {grown}"
+        aside = sizes + place * 0.02 * sizes.max()  # so that no bar covers another
+        look = {"color": SPLIT_COLOURS.get(split, "C2"), "marker": "os"[place % 2]}
+        ax.errorbar(aside, drawn["mean"], drawn["std"], label=label, **look, **BARS)
+    ax.set(xlabel="Ensemble size", ylabel="Dice, mean ± deviation\nover random ensembles")
+    ax.set_xticks(sizes)
+    figure.legend(loc="outside lower center")
+    return figure
+
+
+def _gain(draws: pd.DataFrame, seeds: Mapping[str, int], interval: Mapping[str, float]) -> dict[str, float]:
+    """The gain of the largest size over the smallest, of each subject its mean over the ensembles: mean, low, high."""
+    dice = draws.pivot_table(index=["subject", "fold"], columns="ensemble_size", values="value", dropna=False)
+    dice = dice[dice.notna().any(axis=1)]
+    groups = [f"{fold}.{seeds[subject]}" for subject, fold in dice.index]
+    return mean_interval(dice[max(dice)] - dice[min(dice)], **interval, groups=groups)
+
+
+def _count(n: int, n_undefined: int) -> str:
+    return f"n = {n:.0f}" + (f", {n_undefined:.0f} undefined" if n_undefined else "")

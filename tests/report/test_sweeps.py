@@ -1,0 +1,59 @@
+"""What a sweep shows is what it was given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import rows
+from matplotlib.axes import Axes
+
+from pdlib.evaluation.stats import mean_interval
+from pdlib.report import sweeps
+
+INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
+
+
+def line(ax: Axes, label: str):
+    return next(one for one in ax.lines if one.get_label().startswith(label))
+
+
+def bars(ax: Axes, place: int = 0) -> np.ndarray:
+    """Low and high ends of the error bars of a container of an axis, [N, 2]."""
+    return np.array([segment[:, 1] for segment in ax.containers[place].lines[2][0].get_segments()])
+
+
+def test_t_prime_curves_are_the_means_given_and_the_difference_is_paired():
+    rng = np.random.default_rng(0)
+    truth, parts, start = {}, [], np.array([0.5, 0.7, 0.4, 0.6])
+    for split in ("validation", "test"):
+        parts.append(rows("attention_unet", start, split=split))
+        for t in (100, 300, 50):
+            for metric in ("dice", "uncertainty"):
+                truth[split, metric, t] = rng.random(4)
+                parts.append(rows("pd_ddpm", truth[split, metric, t], metric, split=split, t_prime=t, ensemble_size=5))
+    seeds = {"Utrecht/0": 0, "Utrecht/1": 0, "Utrecht/2": 1, "Utrecht/3": 1}
+    scores = pd.concat(parts).assign(seed=lambda rows: rows.subject.map(seeds))
+    how = {"method": "pd_ddpm", "preseg": "attention_unet", "steps": 1000, "chosen": [100], "interval": INTERVAL}
+    plain, difference, spread = sweeps.t_prime_figure(scores, **how).axes
+    for place, split in enumerate(("validation", "test")):
+        curve = line(plain, f"{split} (n = 4)")
+        np.testing.assert_array_equal(curve.get_xdata(), [50, 100, 300])
+        np.testing.assert_allclose(curve.get_ydata(), [truth[split, "dice", t].mean() for t in (50, 100, 300)])
+        for ax, metric, less in ((difference, "dice", start), (spread, "uncertainty", 0 * start)):
+            point = mean_interval(truth[split, metric, 50] - less, **INTERVAL, groups=[0, 0, 1, 1])
+            assert ax.containers[place].lines[0].get_ydata()[0] == pytest.approx(point["mean"])
+            np.testing.assert_allclose(bars(ax, place)[0], [point["low"], point["high"]])
+    assert line(plain, "$T'$ = 100").get_xdata()[0] == 100
+    assert line(plain, "test, Attention").get_ydata()[0] == pytest.approx(0.55)
+
+
+def test_ensemble_deviation_is_over_random_ensembles_and_the_gain_over_subjects():
+    values = {(1, 0): [0.5, 0.7], (1, 1): [0.7, 0.9], (4, 0): [0.8, 0.8], (4, 1): [0.8, 0.84]}
+    scores = pd.concat([rows("pd_ddpm", v, ensemble_size=size, seed=seed) for (size, seed), v in values.items()])
+    how = {"method": "pd_ddpm", "seeds": {"Utrecht/0": 0, "Utrecht/1": 1}, "interval": INTERVAL}
+    figure = sweeps.ensemble_figure(scores, **how)
+    (ax,) = figure.axes
+    np.testing.assert_allclose(ax.lines[0].get_ydata().astype(float), [0.7, 0.81])
+    np.testing.assert_allclose(np.diff(bars(ax)).ravel() / 2, [0.2 / 2**0.5, 0.02 / 2**0.5])
+    gain = mean_interval([0.2, 0.02], **INTERVAL, groups=[0, 1])
+    told = f"from 1 to 4 members: +0.1100 [{gain['low']:.4f}, {gain['high']:.4f}]"
+    assert [text.get_text() for text in figure.legends[0].texts] == [f"test (n = 2, 2 ensembles a size)\n{told}"]
