@@ -45,8 +45,9 @@ def _draw_risks(ax: Axes, curves: pd.DataFrame) -> None:
         colour, front = method_colour(method), 3 if method == CHAIN else 2
         ax.plot(1 - means.index, means.risk, color=colour, label=display_name(method), zorder=front)
         if method == CHAIN:
-            best = f"{display_name(method)}, if all errors came first"
-            ax.plot(1 - means.index, means.oracle, "--", linewidth=0.8, color=colour, label=best)
+            ax.plot(1 - means.index, means.oracle, "--", linewidth=0.8, color=colour)
+            best = f"dashed: if all errors of\n{display_name(method)} came first"
+            ax.text(0.03, 0.04, best, color=colour, fontsize=6, transform=ax.transAxes)
     ax.set(xlabel="Voxels set aside, the most uncertain first", xscale="log", xlim=(1 - curves.coverage.max(), None))
     ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     scaled_axis(ax, "Errors among the others, share")

@@ -1,7 +1,8 @@
 """How every picture looks: sizes, colours, the paper's style, and the files it becomes.
 
-One method has one colour in all figures. The hues are those of Okabe and Ito (2008), which colour-blind readers tell
-apart; relatives share a hue and differ in lightness, and stand at different places or with different markers.
+One method has one colour in all figures; splits differ in line and marker. The hues are those of Okabe and Ito (2008),
+which colour-blind readers tell apart; relatives share a hue and differ in lightness, and stand at different places or
+with different markers.
 """
 
 import io
@@ -22,7 +23,10 @@ from pdlib.methods import GREY, METHODS
 from pdlib.paths import STYLE, replacing
 
 SINGLE, DOUBLE = 3.4, 7.0  # column widths, inches
-SPLIT_COLOURS = {"validation": "C0", "test": "C1"}
+SPLIT_STYLES = {  # a colour is a method's; splits differ in line and marker
+    "validation": {"linestyle": (0, (4, 2)), "markerfacecolor": "white"},
+    "test": {"linestyle": "-"},
+}
 HIT, EXTRA, MISSED = "#009E73", "#E69F00", "#56B4E9"
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from pdlib.evaluation.stats import mean_interval
 from pdlib.report.differences import BARS, paired_mean, reach, row_mean
-from pdlib.report.style import DOUBLE, SINGLE, SPLIT_COLOURS, PaperFigure, paper_style, scaled_axis
+from pdlib.report.style import DOUBLE, SINGLE, SPLIT_STYLES, PaperFigure, method_colour, paper_style, scaled_axis
 from pdlib.report.titles import display_name
 from pdlib.report.values import select, tested_values
 
@@ -28,7 +28,7 @@ def t_prime_figure(
     figure = PaperFigure(figsize=(DOUBLE, 3.0))
     plain, difference, spread = axes = figure.subplots(1, 3)
     for place, (split, rows) in enumerate(scores.groupby("split", sort=False)):
-        style = {"color": SPLIT_COLOURS.get(split, "C2"), "clip_on": False}
+        style = {"color": method_colour(method), "clip_on": False, "marker": "o"} | SPLIT_STYLES[split]
         start, parts = select(rows, {"method": preseg}), dict(iter(rows[rows.method == method].groupby("t_prime")))
         dice, against, variance = (
             pd.DataFrame({float(t): of(part) for t, part in parts.items()}).T
@@ -39,13 +39,17 @@ def t_prime_figure(
             )
         )
         plain.plot(
-            dice.index, dice["mean"], "o-", label=f"{split} ({_count(dice.n.max(), dice.n_undefined.max())})", **style
+            dice.index,
+            dice["mean"],
+            label=f"{display_name(method)}, {split} ({_count(dice.n.max(), dice.n_undefined.max())})",
+            **style,
         )
         level = tested_values(start, "dice").mean()
-        plain.axhline(level, linestyle="--", linewidth=0.8, label=f"{split}, {display_name(preseg)}", **style)
+        line = {"color": method_colour(preseg), "linestyle": style["linestyle"], "linewidth": 0.8}
+        plain.axhline(level, label=f"{display_name(preseg)}, {split}", zorder=0, **line)
         for ax, points in ((difference, against), (spread, variance)):
-            aside = points.index + place * 0.012 * steps  # so that no bar covers another
-            ax.errorbar(aside, points["mean"], reach(points), fmt="o-", linewidth=0.8, **BARS, **style)
+            aside = points.index + place * 0.02 * steps  # so that no bar covers another
+            ax.errorbar(aside, points["mean"], reach(points), linewidth=0.8, **BARS, **style)
     difference.axhline(0, color="0.5", linewidth=0.6, zorder=0)
     for ax in axes:
         for t_prime in sorted({*chosen}):
@@ -87,7 +91,7 @@ def ensemble_figure(
         grown = f"{gain['mean']:+.4f} [{gain['low']:.4f}, {gain['high']:.4f}]"
         label += f"\nfrom {sizes.min():g} to {sizes.max():g} members: {grown}"
         aside = sizes + place * 0.02 * sizes.max()  # so that no bar covers another
-        look = {"color": SPLIT_COLOURS.get(split, "C2"), "marker": "os"[place % 2]}
+        look = {"color": method_colour(method), "marker": "o"} | SPLIT_STYLES[split]
         ax.errorbar(aside, drawn["mean"], drawn["std"], label=label, **look, **BARS)
     ax.set(xlabel="Ensemble size", ylabel="Dice, mean ± deviation\nover random ensembles")
     ax.set_xticks(sizes)

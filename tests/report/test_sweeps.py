@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from pdlib.evaluation.stats import mean_interval
 from pdlib.report import sweeps
+from pdlib.report.style import method_colour
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
 
@@ -35,7 +36,7 @@ def test_t_prime_curves_are_the_means_given_and_the_difference_is_paired():
     how = {"method": "pd_ddpm", "preseg": "attention_unet", "steps": 1000, "chosen": [100], "interval": INTERVAL}
     plain, difference, spread = sweeps.t_prime_figure(scores, **how).axes
     for place, split in enumerate(("validation", "test")):
-        curve = line(plain, f"{split} (n = 4)")
+        curve = line(plain, f"PD-DDPM, {split} (n = 4)")
         np.testing.assert_array_equal(curve.get_xdata(), [50, 100, 300])
         np.testing.assert_allclose(curve.get_ydata(), [truth[split, "dice", t].mean() for t in (50, 100, 300)])
         for ax, metric, less in ((difference, "dice", start), (spread, "uncertainty", 0 * start)):
@@ -43,7 +44,8 @@ def test_t_prime_curves_are_the_means_given_and_the_difference_is_paired():
             assert ax.containers[place].lines[0].get_ydata()[0] == pytest.approx(point["mean"])
             np.testing.assert_allclose(bars(ax, place)[0], [point["low"], point["high"]])
     assert line(plain, "$T'$ = 100").get_xdata()[0] == 100
-    assert line(plain, "test, Attention").get_ydata()[0] == pytest.approx(0.55)
+    assert {one.get_color() for one in spread.lines if len(one.get_xdata()) == 3} == {method_colour("pd_ddpm")}
+    assert line(plain, "Attention U-Net, test").get_ydata()[0] == pytest.approx(0.55)
 
 
 def test_ensemble_deviation_is_over_random_ensembles_and_the_gain_over_subjects():
