@@ -37,7 +37,7 @@ def spread_figure(table: pd.DataFrame) -> PaperFigure:
         each = table[table.variant == name]
         ax.plot(each.variance, [y] * len(each), ".", color="0.25", markersize=3)
     ax.plot(means.due, range(len(shown)), "o", fillstyle="none", color="0.25", label="if the reference were a member")
-    ax.ticklabel_format(axis="x", scilimits=(0, 0))
+    ax.ticklabel_format(axis="x", scilimits=(0, 0), useMathText=True)
     ax.set_xlim(left=0)
     ax.set_yticks(range(len(shown)), [variant_title(name) for name in shown])
     ax.invert_yaxis()
