@@ -63,17 +63,18 @@ def strips_figure(scene: Scene, strips: Mapping[str, Sequence[Panel]]) -> PaperF
 def outlines_figure(
     photographs: Sequence[NDArray], outlines: Mapping[str, Sequence[NDArray]], classes: Sequence[str]
 ) -> PaperFigure:
-    """Photographs in rows, [3, H, W] in 0..1 each, and on them outlines of masks [C, H, W], a column for each title.
+    """Photographs in rows, [3, H, W] each, and on them outlines of masks [C, H, W], a column for each title.
 
-    classes: names of the C masks.
+    A photograph may have any units: it is drawn from its first percentile to its last. classes: names of the C masks.
     """
     titles, panel = ["photograph", *outlines], DOUBLE / (1 + len(outlines))
     figure = PaperFigure(figsize=(DOUBLE, len(photographs) * panel + 0.5))
     axes = figure.subplots(len(photographs), len(titles), squeeze=False)
     figure.get_layout_engine().set(wspace=0.02, hspace=0.02, w_pad=0.01, h_pad=0.02)
     for number, (row, photograph) in enumerate(zip(axes, photographs, strict=True)):
+        low, high = np.percentile(photograph, (1, 99))
         for ax in row:
-            ax.imshow(np.clip(photograph.transpose(1, 2, 0), 0, 1))
+            ax.imshow(np.clip((photograph.transpose(1, 2, 0) - low) / (high - low), 0, 1))
             _bare(ax)
         for ax, masks in zip(row[1:], outlines.values(), strict=True):
             _outline(ax, masks[number])
