@@ -37,6 +37,7 @@ def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapp
         if metric == "dice":
             best = means[means.front]
             ax.plot(best.nfe, best[metric], "o", markersize=7, markerfacecolor="none", color="0.3", zorder=0)
+        ax.margins(y=0.15)  # a ring is larger than its point
         ax.set_ylabel(display_name(metric).replace(" to the", "\nto the").replace(" (", "\n("))
         calls_axis(ax, scores.nfe)
         if metric == "uncertainty":
@@ -76,4 +77,4 @@ def _rows(scores: pd.DataFrame, chain: Mapping) -> pd.DataFrame:
 
 def _name(chain: Mapping, with_rule: bool) -> str:
     rule = f", {rule_title(chain['rule'])}" if with_rule else ""
-    return f"{display_name(chain['method'])}{rule}, {chain['nfe']:g} calls"
+    return f"{display_name(chain['method'])}{rule}, {chain['nfe']:g} call{'s' if chain['nfe'] != 1 else ''}"

@@ -116,6 +116,16 @@ def processes_figure(
     return figure
 
 
+def spaced(times: Sequence[int], least: float) -> list[int]:
+    """As many of falling times as can be taken about evenly, both ends among them, with no two nearer than least."""
+    for parts in range(len(times) - 1, 0, -1):
+        wanted = np.linspace(times[0], times[-1], parts + 1)
+        found = [min(times, key=lambda t, one=one: abs(t - one)) for one in wanted]
+        if min(-np.diff(found)) >= least:
+            return found
+    return [times[0], times[-1]]
+
+
 def _draw_row(
     figure: PaperFigure, frame: _Frame, row: int, process: Process, clean: tuple[int, int], box: tuple[slice, slice]
 ) -> None:

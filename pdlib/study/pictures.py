@@ -13,7 +13,7 @@ from pdlib.diffusion.sampler import STARTS, Chain, Sampler
 from pdlib.inference.window import Window, brain_slices
 from pdlib.kernels import noise
 from pdlib.kernels.noise import Streams
-from pdlib.report.processes import Process
+from pdlib.report.processes import Process, spaced
 from pdlib.report.slices import Example
 from pdlib.report.values import select, tested_values
 from pdlib.study.comparison import Row
@@ -108,16 +108,6 @@ def processes(rows: Sequence[Row], subject: str, scores: pd.DataFrame) -> list[P
             )
         )
     return found
-
-
-def spaced(times: Sequence[int], least: float) -> list[int]:
-    """As many of falling times as can be taken about evenly, both ends among them, with no two nearer than least."""
-    for parts in range(len(times) - 1, 0, -1):
-        wanted = np.linspace(times[0], times[-1], parts + 1)
-        found = [min(times, key=lambda t, one=one: abs(t - one)) for one in wanted]
-        if min(-np.diff(found)) >= least:
-            return found
-    return [times[0], times[-1]]
 
 
 @torch.inference_mode()

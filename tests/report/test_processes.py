@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pdlib.report.processes import Process, processes_figure
+from pdlib.report.processes import Process, processes_figure, spaced
 
 
 def process(method, times, visited, preseg=None):
@@ -44,3 +44,9 @@ def test_all_states_have_one_grey_scale_and_skipped_steps_are_said(drawn):
 def test_a_chain_without_an_end_is_refused():
     with pytest.raises(ValueError, match="its start and its end"):
         processes_figure(np.ones((9, 9)), np.ones((9, 9)), [process("ddpm", (5,), (5,))], pixel_aspect=1.0)
+
+
+def test_as_many_states_are_shown_as_have_room():
+    assert spaced([100, 75, 50, 25, 0], 13) == [100, 75, 50, 25, 0]
+    assert spaced([100, 94, 88, 81, 75, 69, 63, 57, 51, 44, 38, 32, 26, 20, 13, 7, 0], 13) == [100, 81, 63, 38, 20, 0]
+    assert spaced([30, 23, 15, 8, 0], 13) == [30, 15, 0] and spaced([6, 1, 0], 9) == [6, 0]
