@@ -111,7 +111,7 @@ def needed(notebook: str, profile: Profile) -> list[str]:
     found = ["01_prepare_data", *_trainings(methods.get(notebook, []), profile)]
     if notebook == "07_preseg_accuracy" and profile.reference:  # earlier checkpoints are a training's own
         found.append(f"02_train_segmenters.{profile.comparison.presegmenter}_{profile.repeats.seeds[0]}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def comes_along(job: str, profile: Profile) -> bool:
