@@ -39,7 +39,7 @@ help:
 	@echo "make book [PROFILE=smoke|cpu|night|gpu|paper] [OUT=folder]                               the executed notebooks as a book"
 	@echo "make weights PROFILE=night                                                          its networks into weights/"
 	@echo "make plan PROFILE=night                                                             what that run can show, before it"
-	@echo "make readme                                                                         README's numbers from results/"
+	@echo "make readme                                                                         the numbers of README and docs/, from results/"
 	@echo "make clean                                                                          removes the environment and the runs"
 
 $(READY): pyproject.toml constraints.txt
@@ -80,7 +80,7 @@ plan: $(READY)
 	@"$(PYTHON)" -m pdlib.study.plan "$$PDLIB_PROFILE" "$$PDLIB_CHANGES"
 
 readme: $(READY)
-	"$(PYTHON)" -m pdlib.report.readme README.md
+	"$(PYTHON)" -m pdlib.report.readme
 
 clean:
 	rm -rf runs .venv .snakemake

@@ -16,6 +16,7 @@ STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
 COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as those of a run
 COMMITTED_SCORES = ROOT / "results" / "weights.csv"
+RUN_TIMES = ROOT / "results" / "run_times.csv"  # columns profile, notebook, seconds
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
 BEST_FIRST = ("paper", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order

@@ -1,19 +1,40 @@
-"""README's numbers, from figures/ and results/: `python -m pdlib.report.readme README.md` rewrites the marked block."""
+"""The computed parts of README and docs/, from figures/ and results/: `python -m pdlib.report.readme` rewrites them.
+
+A page holds each part between the marks `<!-- NAME: begin -->` and `<!-- NAME: end -->`; the rest is written by hand.
+"""
 
 import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from pdlib.evaluation import records
-from pdlib.paths import BENCHMARKS, PAPER_NUMBERS, Layout, measured_devices, output_root, write_whole
-from pdlib.report import tables
+from pdlib.paths import BENCHMARKS, DOCS, PAPER_NUMBERS, ROOT, Layout, measured_devices, output_root, write_whole
+from pdlib.report import front, tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
-OTHERS = ("truncation", "fundus", "fewer_calls", "agreement")  # shown where the profile makes them
+TABLES = {  # of figures/: their headings; the paper's own numbers follow the first and the third
+    "table1": "Table 1",
+    "table1_by_site": "Table 1 by site",
+    "table2": "Table 2: better and worse starts",
+    "truncation": "Both ends truncated",
+    "fundus": "Photographs",
+    "fewer_calls": "Fewer calls",
+    "agreement": "Members and raters",
+}
+PICTURES = {  # of figures/: what they show
+    "fig1": "Fig. 1: from noise (DDPM) and from a cheap mask (PD-DDPM), on one axis of diffusion time",
+    "fig2": "Fig. 2: masks and uncertainty of test subjects",
+    "fig3": "Fig. 3: Dice and uncertainty against T'",
+    "fig4": "Fig. 4: Dice against the number of members",
+    "scores": "Table 1 as a picture",
+    "truncation": "ADDPM beside its neighbours",
+    "fewer_calls": "Fewer calls",
+    "agreement": "Uncertainty against errors and raters",
+}
 QUOTED = ("night", "cpu")  # the reference study where its run is complete, and else its hour-long version
-BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+THREADS = BENCHMARKS / "bench_threads_cpu.csv"
 
 
 def quoted(out: Path) -> Layout:
@@ -24,36 +45,56 @@ def quoted(out: Path) -> Layout:
     return next((place for place in complete if (place.figures / "claims.csv").exists()), places[-1])
 
 
-def update(readme: Path, place: Layout) -> None:
-    """Put the tables of a profile between the markers of a README.
+def parts(place: Layout) -> dict[Path, dict[str, str]]:
+    """The computed parts of every page, by their names."""
+    return {
+        ROOT / "README.md": {
+            "picture": front.picture(place),
+            "found": front.found(place),
+            "rows": front.rows(place),
+            "notebooks": front.notebooks(place),
+        },
+        DOCS / "results.md": {"results": numbers(place), "pictures": pictures(place)},
+        DOCS / "speed.md": {"steps": "\n\n".join(speeds(place)), "threads": threads()},
+    }
 
-    ValueError where it has no markers; OSError names the file that cannot be written.
+
+def update(page: Path, texts: Mapping[str, str]) -> None:
+    """Put texts between their marks on a page.
+
+    ValueError where a mark is missing; OSError names the file that cannot be written.
     """
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme}: has no block between {BEGIN} and {END}")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_whole(readme, f"{before}{BEGIN}\n{numbers(place)}\n{END}{after}")
+    written = page.read_text(encoding="utf-8")
+    for name, text in texts.items():
+        begin, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
+        before, begun, rest = written.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (begun and ended):
+            raise ValueError(f"{page}: has no block between {begin} and {end}")
+        written = f"{before}{begin}\n{text}\n{end}{after}"
+    write_whole(page, written)
 
 
 def numbers(place: Layout) -> str:
-    """The block: what was found, provenance, the claims, our tables in brief, the paper's in tables of their own."""
-    paper = pd.read_csv(PAPER_NUMBERS)
-    first, second = (
-        tables.table_markdown(tables.paper_table(paper, number), f"Table {number} as the paper prints it (patients)")
-        for number in ("1", "2")
-    )
-    claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip() + "\n\n" + _verdicts(place)
-    one, sites, two = (_brief(place, name) for name in ("table1", "table1_by_site", "table2"))
-    others = (_brief(place, name) for name in OTHERS if (place.figures / f"{name}.md").exists())
+    """What was found, provenance, the claims, our tables in brief, the paper's in tables of their own."""
     found = (place.figures / "findings.md").read_text(encoding="utf-8")
-    parts = (found, _provenance(place), claims, one, first, sites, two, second, *others, *speeds())
-    return "\n\n".join(part.strip() for part in parts)
+    claims = (place.figures / "claims.md").read_text(encoding="utf-8").strip()
+    sections = ["## What was found", found, _provenance(place), "## The ledger", claims, _verdicts(place)]
+    for name, title in TABLES.items():
+        if (place.figures / f"{name}.md").exists():
+            sections += [f"## {title}", _brief(place, name), _printed(name)]
+    return "\n\n".join(section.strip() for section in sections if section)
 
 
-def speeds() -> list[str]:
-    """What a step costs on each kind of device that `make bench` has run on."""
+def pictures(place: Layout) -> str:
+    """The figures that the profile has drawn, each with its vector form."""
+    drawn = {stem: said for stem, said in PICTURES.items() if (place.figures / f"{stem}.png").exists()}
+    shown = [(said, f"../figures/{place.profile}/{stem}") for stem, said in drawn.items()]
+    return "\n\n".join(f"![{said}, phantom]({path}.png)\n\n{said} ([PDF]({path}.pdf))" for said, path in shown)
+
+
+def speeds(place: Layout) -> list[str]:
+    """What a step costs on each kind of device that `make bench` has run on, and the figure where there is one."""
     found = []
     for device in measured_devices():
         path = BENCHMARKS / f"bench_step_{device}.csv"
@@ -66,7 +107,22 @@ def speeds() -> list[str]:
             f"error of the network's answer beside float32"
         )
         found.append(tables.table_markdown(tables.speed_table(steps), caption) + "\n" + _aimed_at(device, steps))
+        if (place.figures / f"speed_{device}.png").exists():
+            found.append(f"![Speed, {device}](../figures/{place.profile}/speed_{device}.png)")
     return found
+
+
+def threads() -> str:
+    """What threads cost: milliseconds a slice of a network call, on an idle machine and beside a busy core."""
+    rows = records.read_table(THREADS)
+    wide = rows.pivot(index=["precision", "threads", "wait_policy"], columns="beside", values="median_s")
+    wide = wide.map(lambda seconds: f"{1e3 * seconds:.1f}").reset_index()
+    idle = wide.wait_policy.map({"PASSIVE": "sleep", "ACTIVE": "spin"})
+    told = wide.assign(wait_policy=idle.where(wide.threads > 1, "–"), threads=wide.threads.astype(str))
+    heads = {"precision": "Precision", "threads": "Threads", "wait_policy": "Idle ones"}
+    heads |= {name: f"Beside {name}" for name in rows.beside.unique()}
+    caption = f"A network call: milliseconds a slice, median ({records.read_stamp(THREADS)['device']})"
+    return tables.table_markdown(told[[*heads]].rename(columns=heads), caption).strip()
 
 
 def _provenance(place: Layout) -> str:
@@ -106,6 +162,15 @@ def _verdicts(place: Layout) -> str:
     return f"Verdicts of {len(rows)} rows: {'; '.join(said)}. The undecided speak neither for a claim nor against it."
 
 
+def _printed(name: str) -> str:
+    """What the paper prints where one of our tables stands for one of its; else nothing."""
+    number = {"table1": "1", "table2": "2"}.get(name)
+    if not number:
+        return ""
+    paper = tables.paper_table(pd.read_csv(PAPER_NUMBERS), number)
+    return tables.table_markdown(paper, f"Table {number} as the paper prints it (patients)")
+
+
 def _brief(place: Layout, name: str) -> str:
     """A table of figures/ as narrow as a page: of the scores beside Dice the means alone."""
     caption = (place.figures / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0]
@@ -117,4 +182,5 @@ def _brief(place: Layout, name: str) -> str:
 
 
 if __name__ == "__main__":
-    update(Path(sys.argv[1]), quoted(output_root()))
+    for page, texts in parts(quoted(output_root())).items():
+        update(page, texts)

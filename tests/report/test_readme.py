@@ -1,4 +1,4 @@
-"""README says what results/ say, and the committed results are whole."""
+"""README and docs/ say what results/ say, and the committed results are whole."""
 
 import pandas as pd
 import pytest
@@ -19,10 +19,14 @@ STAMP = {"git": {"sha": "0123456789ab", "dirty": False}, "packages": {"torch": "
 STAMP |= {"data_fingerprint": "f" * 64, "changes": {"chain": {"eta": 0}}}
 
 
-def test_readme_quotes_the_committed_results():
-    block = report.numbers(COMMITTED)
-    assert "| Dice | Δ Dice | p (Holm) | HD95 (voxels) | Jaccard | Lesion F1 |" in block
-    assert block in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_page_quotes_the_committed_results():
+    pages = report.parts(COMMITTED)
+    assert {page.relative_to(ROOT).as_posix() for page in pages} == {"README.md", "docs/results.md", "docs/speed.md"}
+    for page, texts in pages.items():
+        written = page.read_text(encoding="utf-8")
+        for name, text in texts.items():
+            assert text and f"<!-- {name}: begin -->\n{text}\n<!-- {name}: end -->" in written, f"{page.name}: {name}"
+    assert "| Dice | Δ Dice | p (Holm) | HD95 (voxels) | Jaccard | Lesion F1 |" in report.numbers(COMMITTED)
 
 
 def test_committed_tables_are_those_that_were_stamped():
@@ -65,22 +69,23 @@ def place(tmp_path):
     line = {"method": "unet", "n": 12, "dice": 0.5, "dice_low": 0.4, "dice_high": 0.6, "lesion_f1": 0.3}
     line |= {"lesion_f1_low": 0.2, "lesion_f1_high": 0.4}
     claim = {"number": "C2", "claim": "PD-DDPM beats its pre-segmenter", "verdict": "holds"}
+    claim |= {"estimate": 0.02, "estimate_low": 0.01, "estimate_high": 0.031}
     tables.save_table(pd.DataFrame([line, line | {"method": "x0_jump"}]), "Table 1, ours", place.figures / "table1")
     tables.save_table(
         pd.DataFrame([{"method": "unet", "GE3T (n = 4)": 0.5}]), "By site", place.figures / "table1_by_site"
     )
     tables.save_table(pd.DataFrame([{"start": "checkpoint_1", "dice": 0.5}]), "Table 2", place.figures / "table2")
     tables.save_table(pd.DataFrame([claim]), "The claims", place.figures / "claims")
-    (place.figures / "findings.md").write_text("What this run found:\n\n1. Enough.\n", encoding="utf-8")
+    said = "What this run found (phantom, 12 subjects):\n\n1. Enough.\n4. Matching: it helps.\n5. What to use: that.\n"
+    (place.figures / "findings.md").write_text(said, encoding="utf-8")
     return place
 
 
 def test_the_block_says_what_made_its_numbers_and_what_they_are(place):
     block = report.numbers(place)
-    assert block.startswith(
-        "What this run found:\n\n1. Enough.\n\n"
-        'Scores of profile `cpu` with {"chain": {"eta": 0}} from code 0123456789, device cpu, torch 2,'
-    )
+    assert block.startswith("## What was found\n\nWhat this run found (phantom, 12 subjects):\n\n1. Enough.\n")
+    assert 'Scores of profile `cpu` with {"chain": {"eta": 0}} from code 0123456789, device cpu, torch 2,' in block
+    assert "## Table 1\n\nTable 1, ours\n" in block and "Table 1 as the paper prints it (patients)" in block
     assert "| x0 jump | 0.500 [0.400, 0.600] | 0.300 |" in block, "of the scores beside Dice the means alone"
     assert "| checkpoint 1 | 0.500 |" in block
     assert "Verdicts of 1 rows: holds 1 (C2); does not hold 0; undecided 0." in block
@@ -110,8 +115,18 @@ def test_scores_of_two_states_of_the_code_are_not_quoted_as_one(place):
         report.numbers(place)
 
 
-def test_a_readme_without_the_block_is_refused(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("# Nothing here\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="has no block"):
-        report.update(readme, COMMITTED)
+@pytest.mark.parametrize("text", ["# Nothing here\n", "<!-- rows: end --> <!-- rows: begin -->\n"])
+def test_a_page_without_the_marks_is_refused_and_stays(tmp_path, text):
+    page = tmp_path / "README.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="has no block between <!-- rows: begin -->"):
+        report.update(page, {"rows": "new"})
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_page_keeps_what_is_written_by_hand(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("By hand\n<!-- a: begin -->\nold\n<!-- a: end -->\n<!-- b: begin -->\n<!-- b: end -->\nEnd\n")
+    report.update(page, {"a": "new", "b": "more"})
+    expected = "By hand\n<!-- a: begin -->\nnew\n<!-- a: end -->\n<!-- b: begin -->\nmore\n<!-- b: end -->\nEnd\n"
+    assert page.read_text(encoding="utf-8") == expected

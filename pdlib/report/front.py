@@ -1,0 +1,134 @@
+"""README's computed parts: a picture, what was found, a few rows of Table 1, and the notebooks with what they cost."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from pdlib.paths import RUN_TIMES, Layout
+from pdlib.report import tables
+
+QUESTIONS = (  # what a stranger asks, and the claims of the ledger that answer: the first so many rows of a number
+    ("As good as the whole chain?", {"C1": 2}),
+    ("Better than the cheap mask it starts from?", {"C2": 1, "C2b": 1}),
+    ("With fewer calls still?", {"C8": 1, "C9": 1}),
+    ("Can its uncertainty be trusted?", {"C10": 2}),
+)
+MATCHED, MATCHING, ADVICE = "C11", 4, 5  # our own claim, its sentence in findings.md, and the sentence of advice there
+VERDICTS = {"holds": "held", "does not hold": "failed", "undecided": "stayed undecided"}
+ROWS = ("attention_unet", "deep_ensemble", "ddpm", "es_ddpm", "pd_ddpm", "addpm")  # of Table 1
+TIMED = "lesson"  # the profile whose run times are told
+LAST, FURTHER = "11_claims", "vanilla DDPM's own recipe, all folds together, and the accelerators"  # after LAST
+LESSONS = {  # notebook: the question that it answers, and the picture that it draws, in figures/
+    "00_tour": ("What is the idea, on one case?", "fig1"),
+    "01_prepare_data": ("What are the data, and is the phantom like patients?", "phantom_calibration"),
+    "02_train_segmenters": ("Where does the start come from?", "training/attention_unet_0"),
+    "03_train_ddpm": ("How does a network learn to denoise a mask?", "training/denoiser"),
+    "04_compare_methods": ("Which row of Table 1 is best, at what cost?", "fig2"),
+    "05_sweep_t_prime": ("How far to diffuse?", "fig3"),
+    "06_ensemble_size": ("How many members, and what is their spread worth?", "fig4"),
+    "07_preseg_accuracy": ("How good must the start be?", ""),
+    "08_truncate_both_ends": ("Can the chain also stop early (ADDPM)?", "truncation"),
+    "09_read_the_kernels": ("What makes a step fast?", "speed_cpu"),
+    "10_fewer_calls": ("How few calls are enough?", "fewer_calls"),
+    "11_claims": ("Which of the papers' claims hold here?", "claims"),
+    "12_wolleb2021": ("Is vanilla DDPM better by its authors' own recipe?", "training/wolleb2021"),
+    "13_all_folds": ("What do all folds together say?", ""),
+    "14_distillation": ("Can a network learn to take two steps in one?", "training/distillation"),
+    "15_latent": ("What does a chain in an auto-encoder's codes lose?", "training/latent"),
+    "16_start_matched": ("Does it help to train the chain on its own starts (ours)?", "training/start_matched_0"),
+    "17_tdpm_generator": ("Can a GAN draw the state to start from?", "tdpm_states"),
+    "18_noise_level": ("Can a network read how much noise is left?", "noise_level"),
+}
+
+
+def picture(place: Layout) -> str:
+    """Fig. 1, or nothing where the profile has not drawn it."""
+    if not (place.figures / "fig1.png").exists():
+        return ""
+    said = "From noise (DDPM) and from a cheap mask (PD-DDPM) to a segmentation, on one axis of diffusion time; phantom"
+    return f"![{said}](figures/{place.profile}/fig1.png)"
+
+
+def found(place: Layout) -> str:
+    """The ledger's answers to a stranger's questions, each verdict with its difference and interval, and the advice."""
+    claims = pd.read_csv(place.figures / "claims.csv")
+    whose, sentences = _findings(place)
+    whose = whose[whose.find("(") + 1 : whose.rfind(")")].capitalize()
+    answers = [f"**{question}** {_answer(claims, rows)}" for question, rows in QUESTIONS if {*rows} & {*claims.number}]
+    kept = [MATCHING, ADVICE] if MATCHED in {*claims.number} else [ADVICE]
+    said = [sentences[number].partition(": ") for number in kept if number in sentences]
+    answers += [f"**{head}:** {rest}" for head, _, rest in said]
+    of = claims.verdict.value_counts()
+    of = claims.verdict.value_counts()
+    counts = ", ".join(f"{of.get(verdict, 0)} {said}" for verdict, said in VERDICTS.items())
+    head = (
+        f"{whose}. Of {len(claims)} claims, the papers' and ours, {counts}, which speaks neither for them nor against "
+        f"them ([the ledger](docs/results.md#the-ledger)). With a difference, of Dice if not said, and its interval:"
+    )
+    listed = "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, start=1))
+    return f"{head}\n\n{listed}"
+
+
+def rows(place: Layout) -> str:
+    """Some rows of Table 1: calls, seconds and Dice with its interval."""
+    table = pd.read_csv(place.figures / "table1.csv")
+    table = table[table.method.isin(ROWS)]
+    columns = ["method", *(["n"] if table.n.nunique() > 1 else []), "dice", "nfe", "seconds"]
+    kept = table[[*columns, *table.filter(regex="^dice_(low|high|undefined)$")]]
+    whose = (place.figures / "table1.md").read_text(encoding="utf-8").partition("):")[0]
+    said = f"{whose}): some of its rows, with Dice and its interval, network calls a slice, and seconds a subject"
+    return tables.table_markdown(kept, said)
+
+
+def notebooks(place: Layout) -> str:
+    """The notebooks with their questions, their minutes where they were measured, their pictures where there are any;
+    the further ones folded away."""
+    minutes, names = _minutes(), [*LESSONS]
+    course, further = names[: names.index(LAST) + 1], names[names.index(LAST) + 1 :]
+    first, more = (_lessons(place, some, minutes) for some in (course, further))
+    return f"{first}\n\n<details><summary>{len(further)} more: {FURTHER}</summary>\n\n{more}\n\n</details>"
+
+
+def _lessons(place: Layout, names: Sequence[str], minutes: Mapping[str, str]) -> str:
+    drawn = [name for name in names if (place.figures / f"{LESSONS[name][1]}.png").exists()]
+    heads = ["Notebook", "The question it answers", *["Minutes"][: len(minutes)], *["Picture"][: len(drawn)]]
+    lines = [heads, ["---" for _ in heads]]
+    for name in names:
+        question, stem = LESSONS[name]
+        line = [f"[{name}](notebooks/{name}.ipynb)", question]
+        line += [minutes.get(name, "–")] if minutes else []
+        line += [_thumbnail(f"figures/{place.profile}/{stem}.png", question) if name in drawn else ""] if drawn else []
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _findings(place: Layout) -> tuple[str, dict[int, str]]:
+    """The line above a run's sentences without its colon, and the sentences by their numbers."""
+    head, *lines = (place.figures / "findings.md").read_text(encoding="utf-8").strip().splitlines()
+    parts = [line.partition(". ") for line in lines if line]
+    return head.removesuffix(":"), {int(number): sentence for number, _, sentence in parts}
+
+
+def _answer(claims: pd.DataFrame, wanted: Mapping[str, int]) -> str:
+    parts = [claims[claims.number == number].head(most) for number, most in wanted.items()]
+    return "; ".join(map(_verdict, pd.concat(parts).to_dict("records"))) + "."
+
+
+def _verdict(claim: Mapping) -> str:
+    difference, low, high = (f"{claim[key]:+.2g}" for key in ("estimate", "estimate_low", "estimate_high"))
+    text, _, unit = claim["claim"].partition(": ")
+    return f"*{claim['verdict'].capitalize()}*: {text} ({f'{unit}, ' if unit else ''}{difference} [{low}, {high}])"
+
+
+def _minutes() -> dict[str, str]:
+    """Minutes by notebook, on the profile for lessons; empty where nobody has measured them."""
+    if not RUN_TIMES.exists():
+        return {}
+    times = pd.read_csv(RUN_TIMES)
+    times = times[times.profile == TIMED]
+    return {name: f"{seconds / 60:.1f}" for name, seconds in zip(times.notebook, times.seconds, strict=True)}
+
+
+def _thumbnail(path: str, said: str) -> str:
+    """A small picture that leads to the large one."""
+    return f'<a href="{path}"><img src="{path}" alt="{said}" height="44"></a>'

@@ -1,0 +1,44 @@
+"""Every link of a page to a file beside it leads somewhere, and so does its anchor."""
+
+import re
+
+import pytest
+
+from pdlib.book import notebook_names, pages_of_api, pages_of_run
+from pdlib.paths import DOCS, ROOT
+from pdlib.report.readme import quoted
+
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("*/README.md")])
+LINK = re.compile(r"""\]\(([^)\s]+)\)|(?:src|href)="([^"]+)\"""")
+BUILT = {*pages_of_api(), *pages_of_run(quoted(ROOT))}  # pages of docs/ that `make book` makes
+
+
+def links(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = [first or second for first, second in LINK.findall(text)]
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def anchors(page):
+    """What GitHub and MyST call the headings of a page."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        built = page.parent == DOCS and path.removesuffix(".md") in BUILT
+        assert built or target.exists(), f"{page.name}: {link}"
+        assert target.is_relative_to(ROOT), f"{page.name}: {link} leaves the repository"
+        if anchor and not built:
+            assert anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_pages_are_read():
+    named = {page.relative_to(ROOT).as_posix(): links(page) for page in PAGES}
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/index.md"} <= {*named}
+    assert {f"notebooks/{name}.ipynb" for name in notebook_names()} <= {*named["README.md"]}
+    assert "../data/README.md" in named["docs/methods.md"]
