@@ -53,20 +53,12 @@ def found(place: Layout) -> str:
     """The ledger's answers to a stranger's questions, each verdict with its difference and interval, and the advice."""
     claims = pd.read_csv(place.figures / "claims.csv")
     whose, sentences = _findings(place)
-    whose = whose[whose.find("(") + 1 : whose.rfind(")")].capitalize()
     answers = [f"**{question}** {_answer(claims, rows)}" for question, rows in QUESTIONS if {*rows} & {*claims.number}]
-    kept = [MATCHING, ADVICE] if MATCHED in {*claims.number} else [ADVICE]
-    said = [sentences[number].partition(": ") for number in kept if number in sentences]
-    answers += [f"**{head}:** {rest}" for head, _, rest in said]
-    of = claims.verdict.value_counts()
-    of = claims.verdict.value_counts()
-    counts = ", ".join(f"{of.get(verdict, 0)} {said}" for verdict, said in VERDICTS.items())
-    head = (
-        f"{whose}. Of {len(claims)} claims, the papers' and ours, {counts}, which speaks neither for them nor against "
-        f"them ([the ledger](docs/results.md#the-ledger)). With a difference, of Dice if not said, and its interval:"
-    )
+    for number in [MATCHING, ADVICE] if MATCHED in {*claims.number} else [ADVICE]:
+        head, _, rest = sentences[number].partition(": ")
+        answers.append(f"**{head}:** {rest}")
     listed = "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, start=1))
-    return f"{head}\n\n{listed}"
+    return f"{whose}. {_tally(claims)}\n\n{listed}"
 
 
 def rows(place: Layout) -> str:
@@ -90,23 +82,33 @@ def notebooks(place: Layout) -> str:
 
 
 def _lessons(place: Layout, names: Sequence[str], minutes: Mapping[str, str]) -> str:
-    drawn = [name for name in names if (place.figures / f"{LESSONS[name][1]}.png").exists()]
-    heads = ["Notebook", "The question it answers", *["Minutes"][: len(minutes)], *["Picture"][: len(drawn)]]
-    lines = [heads, ["---" for _ in heads]]
-    for name in names:
-        question, stem = LESSONS[name]
-        line = [f"[{name}](notebooks/{name}.ipynb)", question]
-        line += [minutes.get(name, "–")] if minutes else []
-        line += [_thumbnail(f"figures/{place.profile}/{stem}.png", question) if name in drawn else ""] if drawn else []
-        lines.append(line)
+    """A table of some notebooks, without a column that would be empty."""
+    columns = {
+        "Notebook": [f"[{name}](notebooks/{name}.ipynb)" for name in names],
+        "The question it answers": [LESSONS[name][0] for name in names],
+        "Minutes": [minutes.get(name, "") for name in names],
+        "Picture": [_thumbnail(place, *LESSONS[name]) for name in names],
+    }
+    kept = {head: cells for head, cells in columns.items() if any(cells)}
+    lines = [kept, ["---" for _ in kept], *zip(*kept.values(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _findings(place: Layout) -> tuple[str, dict[int, str]]:
-    """The line above a run's sentences without its colon, and the sentences by their numbers."""
+    """Whose the sentences of a run are, as their first line says in brackets, and the sentences by their numbers."""
     head, *lines = (place.figures / "findings.md").read_text(encoding="utf-8").strip().splitlines()
+    whose = head[head.find("(") + 1 : head.rfind(")")]
     parts = [line.partition(". ") for line in lines if line]
-    return head.removesuffix(":"), {int(number): sentence for number, _, sentence in parts}
+    return whose[:1].upper() + whose[1:], {int(number): sentence for number, _, sentence in parts}
+
+
+def _tally(claims: pd.DataFrame) -> str:
+    counts = claims.verdict.value_counts()
+    told = ", ".join(f"{counts.get(verdict, 0)} {said}" for verdict, said in VERDICTS.items())
+    return (
+        f"Of {len(claims)} claims, the papers' and ours, {told}, which speaks neither for them nor against them "
+        f"([the ledger](docs/results.md#the-ledger)). In brackets the difference (of Dice, if not said) and its interval:"
+    )
 
 
 def _answer(claims: pd.DataFrame, wanted: Mapping[str, int]) -> str:
@@ -115,9 +117,10 @@ def _answer(claims: pd.DataFrame, wanted: Mapping[str, int]) -> str:
 
 
 def _verdict(claim: Mapping) -> str:
-    difference, low, high = (f"{claim[key]:+.2g}" for key in ("estimate", "estimate_low", "estimate_high"))
-    text, _, unit = claim["claim"].partition(": ")
-    return f"*{claim['verdict'].capitalize()}*: {text} ({f'{unit}, ' if unit else ''}{difference} [{low}, {high}])"
+    difference, low, high = (f"{claim[key]:+#.2g}" for key in ("estimate", "estimate_low", "estimate_high"))
+    text, _, score = claim["claim"].partition(": ")
+    shown = f"{score}: {difference}" if score else difference
+    return f"*{claim['verdict'].capitalize()}* ({shown} [{low}, {high}]): {text}"
 
 
 def _minutes() -> dict[str, str]:
@@ -129,6 +132,9 @@ def _minutes() -> dict[str, str]:
     return {name: f"{seconds / 60:.1f}" for name, seconds in zip(times.notebook, times.seconds, strict=True)}
 
 
-def _thumbnail(path: str, said: str) -> str:
-    """A small picture that leads to the large one."""
-    return f'<a href="{path}"><img src="{path}" alt="{said}" height="44"></a>'
+def _thumbnail(place: Layout, question: str, stem: str) -> str:
+    """A small picture that leads to the large one; nothing where the profile has not drawn it."""
+    path = f"figures/{place.profile}/{stem}.png"
+    if not (place.figures / f"{stem}.png").exists():
+        return ""
+    return f'<a href="{path}"><img src="{path}" alt="{question}" height="44"></a>'
