@@ -1,8 +1,10 @@
-"""Every link of a page to a file beside it leads somewhere, and so does its anchor."""
+"""Every link of a page to a file beside it leads somewhere, and so does its anchor; the citation is of this version."""
 
 import re
+import tomllib
 
 import pytest
+import yaml
 
 from pdlib.book import notebook_names, pages_of_api, pages_of_run
 from pdlib.paths import DOCS, ROOT
@@ -42,3 +44,11 @@ def test_the_pages_are_read():
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/index.md"} <= {*named}
     assert {f"notebooks/{name}.ipynb" for name in notebook_names()} <= {*named["README.md"]}
     assert "../data/README.md" in named["docs/methods.md"]
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert {"cff-version", "message", "title", "authors"} <= {*cited}
+    assert all({"type", "title", "authors"} <= {*paper} for paper in cited["references"])
