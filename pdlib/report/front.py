@@ -107,7 +107,7 @@ def _tally(claims: pd.DataFrame) -> str:
     told = ", ".join(f"{counts.get(verdict, 0)} {said}" for verdict, said in VERDICTS.items())
     return (
         f"Of {len(claims)} claims, the papers' and ours, {told}, which speaks neither for them nor against them "
-        f"([the ledger](docs/results.md#the-ledger)). In brackets: the difference, of Dice if not said, and its interval."
+        f"([the ledger](docs/results.md#the-ledger)). In brackets: a difference (of Dice, if not said), its interval."
     )
 
 
