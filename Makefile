@@ -21,7 +21,6 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 # Idle threads sleep: spinning, they take the processor from whatever else the machine does.
 export OMP_WAIT_POLICY ?= PASSIVE
-export TQDM_MININTERVAL ?= 5
 
 .DEFAULT_GOAL := help
 .PHONY: help reproduce test test-browser bench lab book weights readme clean

@@ -180,13 +180,15 @@ def snakemake(asked: Asked, config: Path) -> int:
     """Run the Snakefile in this process; its exit code. Every path it sees is relative to the output root."""
     from snakemake.cli import main
 
+    from pdlib import graph_log
+
     os.environ["PDLIB_GRAPH"] = str(config)
     here = replace(asked.place(asked.folds[0]), out=Path())
     targets = [str(here.done(job)) for job in asked.targets]
     os.chdir(ROOT)
     arguments = ["--snakefile", "Snakefile", "--directory", str(asked.out), "--nolock", "--cores", str(asked.cores)]
     arguments += ["--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
-    arguments += ["--dry-run", "--printshellcmds"] if asked.dry else ["--quiet", "rules", "host"]
+    arguments += ["--dry-run", "--printshellcmds"] if asked.dry else ["--logger", graph_log.register()]
     try:
         main([*arguments, "--", *targets])
     except SystemExit as done:

@@ -24,8 +24,8 @@ from pydantic import BaseModel
 from pdlib.methods import CHAIN, SCORED, jobs, refine_name
 from pdlib.paths import NOTEBOOKS, ROOT, Layout, committed_weights, output_root, write_whole
 from pdlib.profiles import Profile, ProfileError, load_profile
+from pdlib.progress import IN_WORKFLOW
 
-IN_WORKFLOW = "PDLIB_WORKFLOW"  # set in the environment of the graph's jobs
 LONGEST_SOCKET = 60  # bytes of a folder's name for sockets: a socket's whole path may have 103 on macOS, 107 on Linux
 TRAINED_SECTIONS = (  # of the jobs in paths.PROFILE_JOBS
     *("seed", "repeats", "data", "segmenters", "denoiser", "wolleb2021", "tdpm"),
@@ -213,23 +213,42 @@ def _as_it_is(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def run_notebook(name: str, executed: Path, parameters: dict) -> None:
-    """Execute notebooks/NAME.ipynb with parameters; the executed copy stays at executed, also where a cell fails.
+class Told:
+    """What a job tells the log while it runs: each line of a `progress.LogBar` or of stderr, with the job's name."""
 
-    One job at a time may write executed: a second one waits, so a job that outlived its workflow is not disturbed.
-    NotebookFailed carries a readable traceback.
+    def __init__(self, job: str, bars_alone: bool):
+        self.job, self.bars_alone = job, bars_alone
+
+    def write(self, text: str) -> None:
+        """Take what a cell has just written. Lines that return no carriage are no bar's."""
+        for line in text.split("\r")[1:] if self.bars_alone else re.split(r"[\r\n]+", text):
+            if line.strip():
+                print(f"{self.job}: {line.rstrip()}", flush=True)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def run_notebook(name: str, executed: Path, parameters: dict, *, folder: Path | None = None) -> None:
+    """Execute a notebook with parameters; the executed copy stays at executed, also where a cell fails.
+
+    folder: where NAME.ipynb lies; None: in notebooks/. While it runs the log hears of its progress and its warnings, at
+    the end its last words. One job at a time may write executed: a second one waits, so a job that outlived its
+    workflow is not disturbed. NotebookFailed carries a readable traceback.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    notebook, executed = NOTEBOOKS / f"{name}.ipynb", Path(executed).absolute()
+    notebook, executed = (folder or NOTEBOOKS) / f"{name}.ipynb", Path(executed).absolute()
     check_parameters(notebook, parameters)
     with alone(executed.with_suffix(".lock"), executed.stem), socket_folder() as sockets:
         # TCP ports are drawn before they are bound: kernels that start at the same time may draw the same one.
         kernel = {"transport": "ipc", "ip": f"{sockets}/s"}
         # Without the widgets' state a copy is shown by its pictures; with it, nbconvert loads scripts from the net.
-        client = {"store_widget_state": False}
+        # Streams are joined: of a bar the last state alone is kept. A kernel is interrupted at its end, which it would
+        # call an error.
+        client = {"store_widget_state": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
         try:
             papermill.execute_notebook(
                 _as_it_is(notebook),
@@ -237,7 +256,9 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
                 parameters,
                 cwd=NOTEBOOKS,
                 progress_bar=False,
-                stdout_file=sys.stdout,
+                stdout_file=Told(executed.stem, bars_alone=True),
+                stderr_file=Told(executed.stem, bars_alone=False),
+                coalesce_streams=True,
                 config=Config({"KernelManager": kernel, "NotebookClient": client}),
             )
         except PapermillExecutionError as error:
@@ -246,6 +267,14 @@ def run_notebook(name: str, executed: Path, parameters: dict) -> None:
                 f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n{trace}\n"
                 f"The executed copy: {executed}"
             ) from None
+    Told(executed.stem, bars_alone=False).write(last_words(executed))
+
+
+def last_words(executed: Path) -> str:
+    """What the last cell of an executed notebook printed: its conclusion."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    told = [output for cell in cells[-1:] for output in cell.get("outputs", []) if output.get("name") == "stdout"]
+    return "".join("".join(output["text"]) for output in told)
 
 
 @contextmanager
@@ -316,7 +345,6 @@ def _told(holder: Path) -> str:
 
 if __name__ == "__main__":
     name, executed, parameters = sys.argv[1:]
-    print(f"{Path(executed).stem} starts", flush=True)
     try:
         run_notebook(name, Path(executed), json.loads(parameters))
     except (NotebookFailed, ValueError, OSError) as error:

@@ -63,7 +63,7 @@ def place(folder, pytestconfig):
         committed.write_text("method\nnot this run's\n")
     log.touch()
     first = reproduce(folder)
-    while log.read_text().count("Finished jobid") < KILLED_AFTER_JOBS and first.poll() is None:
+    while log.read_text().count(" is done after ") < KILLED_AFTER_JOBS and first.poll() is None:
         time.sleep(0.2)
     time.sleep(3)
     os.killpg(first.pid, signal.SIGKILL)
@@ -103,6 +103,18 @@ def test_the_cost_was_told_before(place, folder):
     told = (folder / "log").read_text()
     assert re.search(r"^\d+ jobs to run, \d+ at a time on this machine: about \d", told, re.M)
     assert re.search(r"^  03_train_ddpm +about \d", told, re.M) and "no estimate" not in told
+
+
+def test_the_log_names_what_starts_and_counts_what_is_done(place, folder):
+    told = (folder / "log").read_text()
+    first, second = told.split("measuring this machine for some seconds", 2)[1:]
+    jobs = set(graph(load_profile("smoke")))
+    starts = re.findall(r"^\[[\d:]+\] (\S+) starts, (\d+) of (\d+)$", second, re.M)
+    assert [int(count) for _, count, _ in starts] == [*range(1, len(starts) + 1)] and len(starts) == int(starts[0][2])
+    ended = re.findall(r"^\[[\d:]+\] (\S+) is done after .*; (\d+) of (\d+) are done$", first + second, re.M)
+    assert {name for name, *_ in ended} == jobs and ended[-1][1] == ended[-1][2]
+    assert all(re.search(rf"^{re.escape(name)}: \S", told, re.M) for name in jobs), "its last words"
+    assert not re.search(r"Select jobs|Execute \d|Touching|jobid|\r|IPKernelApp|^  fit:", told, re.M), "no chatter"
 
 
 def test_every_result_has_its_stamp(place):

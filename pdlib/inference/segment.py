@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from pdlib.data import wmh
 from pdlib.diffusion.sampler import Sampler, build_diffusion
@@ -23,6 +22,7 @@ from pdlib.methods import CHAIN, METHODS
 from pdlib.networks.prepared import PreparedDenoiser
 from pdlib.paths import BEST_FIRST, COMMITTED, weights_folder, write_whole
 from pdlib.profiles import profile_names
+from pdlib.progress import tqdm
 from pdlib.report.slices import overlay_figure
 from pdlib.sections.design import ChainSettings
 from pdlib.training.weights import Weights, load_weights, same_data

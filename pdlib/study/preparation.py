@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from tqdm.auto import tqdm
 
 from pdlib.data import folds, phantom
 from pdlib.data.wmh import Volume
@@ -17,6 +16,7 @@ from pdlib.evaluation import records
 from pdlib.inference.precision import fast_precision
 from pdlib.paths import CONFIGS, ROOT, Layout, write_whole
 from pdlib.profiles import Profile
+from pdlib.progress import tqdm
 
 RECIPE = CONFIGS / "phantom.yaml"
 FURTHER = "further"  # the folder of the subjects that no fold holds, and so the first part of their names

@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pdlib.training.bank import Batch, SliceBank
 from pdlib.training.objectives import Losses, Objective
+from pdlib.training.watch import watch
 from pdlib.training.weights import Weights, write_weights
 
 OnStep = Callable[[int, Losses], None]  # updates done, and their last loss; reading it makes a GPU wait
@@ -76,7 +76,7 @@ class Training:
             (and so of scores within `Fit.min_gain`).
         device: a CPU or a CUDA device.
         precision: "32-true" or "bf16-mixed".
-        on_step: called after each update; None shows a progress bar.
+        on_step: called after each update; None shows a progress bar, and in a notebook the curves so far.
     """
 
     fit: Fit
@@ -153,7 +153,7 @@ def fit_network(
     learner = Learner(network, fit, training.device, training.precision)
     progress = resume(learner, training)
     bank, losses = bank.to(learner.fabric.device), []
-    with _on_step(training, progress.done) as on_step:
+    with _seen(training, progress.done) as (on_step, on_validation):
         for step in range(progress.done, fit.steps):
             if progress.has_stalled(fit):
                 break
@@ -163,6 +163,7 @@ def fit_network(
                 means = _mean_losses(losses, learner, progress, training)
                 losses.clear()
                 _keep({**means, **validate(learner.average)}, step + 1, learner, progress, training)
+                on_validation(progress.history)
     if learner.fabric.is_global_zero:
         _mark_finished(training.best)
     return pd.DataFrame(progress.history, columns=["step", "metric", "value"])
@@ -291,10 +292,11 @@ def resume(learner: Learner, training: Training) -> Progress:
 
 
 @contextmanager
-def _on_step(training: Training, done: int) -> Iterator[OnStep]:
-    """The training's own on_step, or a progress bar that starts at the updates done."""
+def _seen(training: Training, done: int) -> Iterator[tuple[OnStep, Callable[[list[dict]], None]]]:
+    """What to call after each update, and after each validation with the history: the training's own on_step alone, or
+    what shows a training that goes on from the updates done."""
     if training.on_step is not None:
-        yield training.on_step
+        yield training.on_step, lambda history: None
         return
-    with tqdm(total=training.fit.steps, initial=done, unit="update", desc=training.folder.name) as bar:
-        yield lambda step, losses: bar.update(step - bar.n)
+    with watch(training.folder.name, done, training.fit.steps) as watched:
+        yield lambda step, losses: watched.step(step), watched.validated

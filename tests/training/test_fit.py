@@ -391,11 +391,13 @@ def test_a_denoiser_learns_two_masks_by_heart(tmp_path):
         assert 2 * float((one * reference).sum()) / float(one.sum() + reference.sum()) > 0.95
 
 
-def test_progress_is_shown_unless_somebody_else_does(tmp_path, capsys):
+def test_progress_is_shown_unless_somebody_else_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
     training = Training(PLAN, tmp_path / "tiny", {}, "score", torch.device("cpu"), "32-true")
     objective = segmentation_objective(nn.functional.binary_cross_entropy_with_logits)
     fit_network(small_network(), objective, small_bank(), likelihood, training)
-    assert "tiny: 100%" in capsys.readouterr().err
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("tiny: 100% of 7 updates") and "score=" in last and "train_loss=" in last
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,0 +1,1 @@
+"""Student and solution sheets."""
