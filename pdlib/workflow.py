@@ -32,14 +32,15 @@ TRAINED_SECTIONS = (  # of the jobs in paths.PROFILE_JOBS
     *("distillation", "latent", "start_matched", "noise_level"),
 )
 _MACHINE = ("machine.device", "machine.precision", "machine.batch_size")
-_SAMPLED = ("seed", "repeats", "data.multiple", *_MACHINE, "ensemble", "chain", "comparison.presegmenter")
+_CROPS = ("data.multiple", "data.t1_dropped")
+_SAMPLED = ("seed", "repeats", *_CROPS, *_MACHINE, "ensemble", "chain", "comparison.presegmenter")
 _READ = {  # the sections of the profile that a notebook reads: its jobs run again when one of them changes
     "00_tour": (*_SAMPLED, "sweep.t_primes", "comparison.deep_ensemble_seeds"),
     "01_prepare_data": (
         *("seed", "repeats"),
         *(f"data.{name}" for name in ("folds", "clip_percentiles", "cases_per_site", "grid_scale", "label2_fraction")),
     ),
-    "02_train_segmenters": ("seed", "data.multiple", *_MACHINE, "ensemble", "segmenters.objective", "segmenters.fit"),
+    "02_train_segmenters": ("seed", *_CROPS, *_MACHINE, "ensemble", "segmenters.objective", "segmenters.fit"),
     "03_train_ddpm": (*_SAMPLED, "denoiser", "voxel_tolerance"),
     "04_compare_methods": (*_SAMPLED, "comparison", "tdpm.limits", "statistics"),
     "05_sweep_t_prime": (*_SAMPLED, "sweep", "statistics"),
@@ -297,12 +298,12 @@ def require(place: Layout, profile: Profile, jobs: Sequence[str]) -> None:
     missing = [job for job in jobs if not place.done(job).exists()]
     if not missing or IN_WORKFLOW in os.environ:
         return
-    data = json.loads(place.cases.read_text(encoding="utf-8")) if place.cases.exists() else {"phantom": True}
+    data = json.loads(place.cases.read_text(encoding="utf-8")) if place.cases.exists() else {"given": False}
     asked = {
         "PROFILE": profile.name,
         "FOLDS": str(place.fold),
         "OUT": str(place.out),
-        "DATA": "" if data["phantom"] else data["root"],
+        "DATA": data["root"] if data["given"] else "",
         "CHANGES": json.dumps(profile.changes),
         "TARGETS": " ".join(missing),
     }

@@ -170,6 +170,7 @@ def networks(tmp_path_factory) -> Trained:
     records.write_table(place.folds, splits.make_folds(table, folds=3, seed=0), stamp)
     place.runs.mkdir(parents=True)
     summary = {"root": str(root), "fingerprint": fingerprint, "clip_percentiles": list(CLIP), "phantom": True}
+    summary["given"] = False
     summary["cpu_precision"] = "32-true"
     place.cases.write_text(json.dumps(summary), encoding="utf-8")
     made = Trained(place, load_profile("smoke", CHANGES))

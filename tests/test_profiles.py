@@ -209,7 +209,7 @@ def test_each_fault_has_its_line():
 
 @pytest.mark.parametrize("name", ["laptop", "", "Smoke", "../configs/smoke", "phantom", "smoke.yaml", None])
 def test_an_unknown_profile_lists_the_known(name):
-    with pytest.raises(ProfileError, match=r"unknown profile .*: choose one of cpu, gpu, .*paper, smoke"):
+    with pytest.raises(ProfileError, match=r"unknown profile .*: choose one of cpu, gpu, .*paper, scan, smoke"):
         load_profile(name)
 
 

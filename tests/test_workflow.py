@@ -141,7 +141,7 @@ def test_a_job_runs_in_an_unkind_clone_into_an_unkind_folder_with_a_long_tmpdir(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("PROFILE=smok", "unknown profile 'smok': choose one of cpu, gpu, lesson, night, paper, smoke"),
+        ("PROFILE=smok", "unknown profile 'smok': choose one of cpu, gpu, lesson, night, paper, scan, smoke"),
         ("FOLDS=0 7", "FOLDS=0 7: profile smoke has no fold '7': say all, or of 0, 1, 2, 3, 4"),
         ("DATA=/no/such/folder #1", "DATA=/no/such/folder #1: no such folder"),
         ("CHANGES={chain: {eat: 0.0}}", "chain.eat: no such setting; choose one of "),
@@ -398,7 +398,7 @@ def test_earlier_notebooks_are_asked_for_with_the_values_as_they_are(tmp_path, m
     profile = load_profile("smoke", {"chain": {"eta": 0.0}})
     place = place_of(profile, str(tmp_path / "out '{x} #"), 2)
     place.cases.parent.mkdir(parents=True)
-    place.cases.write_text(json.dumps({"phantom": False, "root": "/data #2"}), encoding="utf-8")
+    place.cases.write_text(json.dumps({"given": True, "root": "/data #2"}), encoding="utf-8")
     place.done("01_prepare_data").parent.mkdir(parents=True)
     place.done("01_prepare_data").touch()
     calls = []

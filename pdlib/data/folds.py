@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 COLUMNS = ["subject", "site", "lesion_ml"]
+GROUP = "group"  # a column that may be there: subjects of one group share a fold
 FOLD, TEST, KEY = "fold", "test", "key"  # the column `part`: of the folds; tested by every row; by the key rows alone
 
 
@@ -14,15 +15,19 @@ def make_folds(cases: pd.DataFrame, *, folds: int, seed: int) -> pd.DataFrame:
 
     Within a site, subjects in order of lesion volume are dealt in blocks of `folds`, each block in an order of its own
     drawn from `seed`; an incomplete last block goes to the folds that hold fewest so far. Row order plays no part.
+    With a column `group` (heads of one anatomy, say) whole groups are dealt, in order of their mean lesion volume.
     Raises ValueError on missing columns, a subject twice, an unknown volume, folds < 3, or more folds than subjects.
     """
     _require_cases(cases)
     if folds < 3:
         raise ValueError(f"at least 3 folds are needed (test, validation, training), not {folds}")
-    if len(cases) < folds:
-        raise ValueError(f"{len(cases)} subjects cannot fill {folds} folds")
-    fold_of = _dealt(cases, np.zeros(folds, dtype=int), np.random.default_rng(seed))
-    return cases[COLUMNS].assign(fold=cases["subject"].map(fold_of)).reset_index(drop=True)
+    group = cases[GROUP] if GROUP in cases else cases["subject"]
+    units = cases.assign(subject=group, site="" if GROUP in cases else cases["site"])
+    units = units.groupby(["subject", "site"], as_index=False).lesion_ml.mean()
+    if len(units) < folds:
+        raise ValueError(f"{len(units)} {'groups' if GROUP in cases else 'subjects'} cannot fill {folds} folds")
+    fold_of = _dealt(units, np.zeros(folds, dtype=int), np.random.default_rng(seed))
+    return cases[COLUMNS].assign(fold=group.map(fold_of)).reset_index(drop=True)
 
 
 def with_further(

@@ -30,6 +30,7 @@ class Data(Section):
     cases_per_site: Count  # of the phantom, as the next two
     grid_scale: tuple[Positive, Positive, Positive]
     label2_fraction: Share
+    t1_dropped: Share  # of the training crops, whose T1 is missing: such networks also segment a FLAIR alone
 
     @model_validator(mode="after")
     def _percentiles_ascend(self) -> Self:

@@ -67,7 +67,7 @@ def drawn(profile: str, root: Path, folder: Path) -> Stored:
     fingerprint = records.data_fingerprint(path for one in found for path in (one.flair, one.t1, one.wmh))
     stamp = preparation.data_stamp(settings, fingerprint, phantom=True)
     records.write_table(place.folds, folds.make_folds(table, folds=3, seed=settings.seed), stamp)
-    preparation.write_summary(place, settings, str(cases), fingerprint, phantom=True, threshold_dice=0.0)
+    preparation.write_summary(place, settings, str(cases), fingerprint, given=False, threshold_dice=0.0)
     run = Run.at(place, settings)
     return Stored(run.profile, run.place, run.data, run.compute, folder)
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 import yaml
 
-from pdlib.data import folds, phantom
+from pdlib.data import folds, phantom, scanner
 from pdlib.data.wmh import Volume
 from pdlib.evaluation import records
 from pdlib.inference.precision import fast_precision
@@ -55,13 +55,29 @@ def write_phantom(root: Path | str, profile: Profile) -> None:
 
 
 def subject_table(cases: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Who is trained on, validated and tested: DataFrame[subject, site, lesion_ml] -> the table that `Run` reads."""
+    """Who is trained on, validated and tested: DataFrame[subject, site, lesion_ml] -> the table that `Run` reads.
+
+    Heads that were made from one anatomy share a fold: with `anatomy` among the columns it tells which those are.
+    """
+    if scanner.ANATOMY in cases:
+        cases = cases.rename(columns={scanner.ANATOMY: folds.GROUP})
     if not _has_further(profile):
         return folds.make_folds(cases, folds=profile.data.folds, seed=profile.seed)
     repeats, further = profile.repeats, cases["subject"].str.startswith(f"{FURTHER}/")
     table = folds.make_folds(cases[~further], folds=profile.data.folds, seed=profile.seed)
     how = {"seeds": repeats.seeds, "others_per_site": repeats.others_per_site, "seed": profile.seed}
     return folds.with_further(table, cases[further], **how)
+
+
+def is_phantom(root: Path | str) -> bool:
+    """Whether a folder of cases is one of ours, and so no patients."""
+    return (Path(root) / phantom.SETTINGS_FILE).exists()
+
+
+def anatomies(root: Path | str) -> pd.Series | None:
+    """The label map that each subject of a phantom was made from, by subject; None where they share a template."""
+    table = pd.read_csv(Path(root) / phantom.TABLE_FILE) if is_phantom(root) else pd.DataFrame()
+    return table.set_index("subject")[scanner.ANATOMY] if scanner.ANATOMY in table else None
 
 
 @cache
@@ -90,14 +106,15 @@ def data_stamp(profile: Profile, fingerprint: str, phantom: bool) -> dict:
 
 
 def write_summary(
-    place: Layout, profile: Profile, root: str, fingerprint: str, phantom: bool, threshold_dice: float
+    place: Layout, profile: Profile, root: str, fingerprint: str, given: bool, threshold_dice: float
 ) -> None:
-    """Leave what every later notebook of this run reads (see `run.Run`)."""
+    """Leave what every later notebook of this run reads (see `run.Run`). given: whether the user named the root."""
     summary = {
         "root": str(root),
         "fingerprint": fingerprint,
         "clip_percentiles": list(profile.data.clip_percentiles),
-        "phantom": phantom,
+        "phantom": is_phantom(root),
+        "given": given,
         "cpu_precision": fast_precision(torch.device("cpu")),
         "threshold_dice": float(threshold_dice),
     }

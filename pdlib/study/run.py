@@ -33,8 +33,8 @@ class Run:
     Args:
         profile: every setting.
         place: the folders of the test fold.
-        data: what the first notebook recorded: root, fingerprint, clip_percentiles, phantom (bool), cpu_precision,
-            threshold_dice.
+        data: what the first notebook recorded: root, fingerprint, clip_percentiles, phantom and given (bool),
+            cpu_precision, threshold_dice.
         compute: device, precision and batch size.
     """
 
@@ -177,7 +177,7 @@ class Run:
             channels = [volume.mask] if presegs is None else [volume.mask, presegs[subject]]
             images += list(image)
             masks += list(torch.from_numpy(np.stack([window.cut(one) for one in channels], axis=1)).float())
-        return SliceBank(images, masks)
+        return SliceBank(images, masks, self.profile.data.t1_dropped)
 
     def weights(self, training: str, checkpoint: str = "best") -> Weights:
         """A training's weights, read once. ValueError, naming the file, for those of other subjects than this fold's,
@@ -242,6 +242,7 @@ class Run:
             "precision": self.compute.precision,
             "clip_percentiles": self.data["clip_percentiles"],
             "multiple": self.profile.data.multiple,
+            "t1_dropped": self.profile.data.t1_dropped,
             "in_plane_mm": {
                 "low": spacings.min(axis=0).tolist(),
                 "median": np.median(spacings, axis=0).tolist(),

@@ -27,16 +27,17 @@ class SliceBank:
     Args:
         images: slices [2, H, W] float32, of any sizes; any number of channels, the same for all.
         masks: slices [C, H, W] in {0, 1}, one channel a class.
+        dropped: share of the crops whose second channel, T1, is set to zero, its mean.
     """
 
-    def __init__(self, images: list[Tensor], masks: list[Tensor]):
+    def __init__(self, images: list[Tensor], masks: list[Tensor], dropped: float = 0.0):
         if not images:
             raise ValueError("there are no training slices")
-        self.images, self.masks = images, masks
+        self.images, self.masks, self.dropped = images, masks, dropped
 
     def to(self, device: torch.device) -> "SliceBank":
         """The same slices in the memory of a device, where they are then cropped and stacked."""
-        return SliceBank([one.to(device) for one in self.images], [one.to(device) for one in self.masks])
+        return SliceBank([one.to(device) for one in self.images], [one.to(device) for one in self.masks], self.dropped)
 
     def draw(self, step: int, rank: int, fit: "Fit") -> Batch:
         """Random crops of random slices, and the generator for whatever else the update draws."""
@@ -44,6 +45,8 @@ class SliceBank:
         generator = torch.Generator().manual_seed(int(seed) >> 1)
         pairs = [self._crop(*one, fit, generator) for one in self._slices(fit.batch_size, generator)]
         image, mask = torch.stack(pairs).tensor_split([len(self.images[0])], dim=1)
+        if self.dropped:
+            image[torch.rand(len(image), generator=generator) < self.dropped, 1] = 0.0
         return Batch(image, mask, step, generator)
 
     def _slices(self, count: int, generator: torch.Generator) -> list[tuple[int, tuple[int, int] | None]]:
@@ -71,8 +74,8 @@ class LesionBank(SliceBank):
     Such a crop is any that holds a random pixel of a random slice's reference. ValueError where no slice has a lesion.
     """
 
-    def __init__(self, images: list[Tensor], masks: list[Tensor], share: float):
-        super().__init__(images, masks)
+    def __init__(self, images: list[Tensor], masks: list[Tensor], dropped: float, share: float):
+        super().__init__(images, masks, dropped)
         self.share, self.lesions = share, {}
         for i, mask in enumerate(masks):
             if len(pixels := mask.amax(dim=0).nonzero()):  # [pixels, 2]
@@ -82,7 +85,8 @@ class LesionBank(SliceBank):
 
     def to(self, device: torch.device) -> "LesionBank":
         """As of a `SliceBank`."""
-        return LesionBank([one.to(device) for one in self.images], [one.to(device) for one in self.masks], self.share)
+        images, masks = ([one.to(device) for one in part] for part in (self.images, self.masks))
+        return LesionBank(images, masks, self.dropped, self.share)
 
     def _slices(self, count: int, generator: torch.Generator) -> list[tuple[int, tuple[int, int] | None]]:
         rich, found = round(self.share * count), [*self.lesions]

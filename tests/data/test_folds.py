@@ -135,3 +135,12 @@ def test_further_subjects_that_cannot_be_dealt_are_refused():
         with_further(table, cohort(1), seeds=[0], others_per_site=None, seed=0)
     with pytest.raises(ValueError, match="site GE3T has 3 further subjects, not 4"):
         with_further(table, further(3), seeds=[0], others_per_site=4, seed=0)
+
+
+def test_a_group_stays_together_whatever_its_sites():
+    cases = cohort().assign(group=[f"map {i % 20:02}" for i in range(60)])
+    table = make_folds(cases, folds=5, seed=0)
+    assert table.groupby(cases["group"]).fold.nunique().eq(1).all()
+    assert table.groupby("fold").size().eq(12).all() and "group" not in table
+    with pytest.raises(ValueError, match="20 groups cannot fill 21 folds"):
+        make_folds(cases, folds=21, seed=0)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy.interpolate import NdBSpline
 
-from pdlib.data import phantom, phantom_anatomy, phantom_lesions
+from pdlib.data import phantom, phantom_anatomy, phantom_lesions, scanner
 from pdlib.paths import CONFIGS
 
 CONFIG = yaml.safe_load((CONFIGS / "phantom.yaml").read_text(encoding="utf-8"))
@@ -145,9 +145,9 @@ def test_box_average_is_the_mean_over_each_voxel():
     volume = np.random.default_rng(2).random((6, 8, 10)).astype(np.float32)
     edges = [np.arange(0, n + 1, 2.0) for n in volume.shape]
     expected = volume.reshape(3, 2, 4, 2, 5, 2).mean((1, 3, 5))
-    np.testing.assert_allclose(phantom.box_average(volume, edges), expected, rtol=1e-5)
+    np.testing.assert_allclose(scanner.box_average(volume, edges), expected, rtol=1e-5)
     odd = [np.arange(6) * 2.3 - 0.7 for _ in range(3)]
-    np.testing.assert_allclose(phantom.box_average(volume, odd).sum() * 2.3**3, volume.sum(), rtol=1e-5)
+    np.testing.assert_allclose(scanner.box_average(volume, odd).sum() * 2.3**3, volume.sum(), rtol=1e-5)
 
 
 def test_smooth_field_is_scipys_b_spline():
@@ -166,7 +166,7 @@ def test_lesion_statistics_by_hand():
     mask[0, 0, 0] = mask[1, 1, 1] = mask[3, 4, 4] = 1  # the first two touch at a corner: one lesion of two voxels
     distance = np.full(mask.shape, 9.0)
     distance[1, 1, 1] = 1.5
-    found = phantom.lesion_statistics(mask, (3, 1, 2), distance)
+    found = scanner.lesion_statistics(mask, (3, 1, 2), distance)
     assert found["lesions"] == 2
     assert sorted(found["sizes_mm3"]) == [6, 12]
     assert found["lesion_ml"] == pytest.approx(0.018)

@@ -81,6 +81,16 @@ def test_flips_are_left_to_right_and_as_frequent_as_asked():
     assert float(flipped) == pytest.approx(0.25, abs=0.04)
 
 
+def test_a_share_of_the_crops_has_no_t1_and_the_rest_is_as_without_it():
+    image, mask = numbered(5, 4)
+    plan = replace(PLAN, crop=(3, 3), batch_size=2000)
+    whole, dropped = (SliceBank([image], [mask], share).draw(0, 0, plan) for share in (0.0, 0.2))
+    missing = (dropped.image[:, 1] == 0).all(dim=(1, 2))
+    assert float(missing.float().mean()) == pytest.approx(0.2, abs=0.04)
+    assert torch.equal(dropped.image[:, 0], whole.image[:, 0]) and torch.equal(dropped.mask, whole.mask)
+    assert torch.equal(dropped.image[~missing], whole.image[~missing])
+
+
 def test_no_slices_is_said():
     with pytest.raises(ValueError, match="no training slices"):
         SliceBank([], [])
@@ -91,7 +101,7 @@ def test_rich_batches_hold_a_lesion_and_the_others_are_any():
     image, mask = numbered(9, 8)
     bare = torch.zeros_like(mask)
     plan = replace(PLAN, crop=(3, 3), batch_size=300, flip_probability=0.0)
-    drawn = LesionBank([image, image], [bare, mask], 2 / 3).draw(0, 0, plan)
+    drawn = LesionBank([image, image], [bare, mask], 0.0, 2 / 3).draw(0, 0, plan)
     held = drawn.mask.amax(dim=(1, 2, 3))
     assert held[:200].min() == 1 and held[200:].mean() < 0.3
     places = drawn.mask[:200].nonzero()[:, 2:]  # the lesion is the pixel (1, 1), so a crop begins at 0 or 1
@@ -100,4 +110,4 @@ def test_rich_batches_hold_a_lesion_and_the_others_are_any():
 
 def test_a_rich_bank_needs_a_lesion():
     with pytest.raises(ValueError, match="no training slice with a lesion"):
-        LesionBank([torch.zeros(2, 4, 4)], [torch.zeros(1, 4, 4)], 0.5)
+        LesionBank([torch.zeros(2, 4, 4)], [torch.zeros(1, 4, 4)], 0.0, 0.5)
