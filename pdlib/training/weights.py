@@ -73,6 +73,11 @@ class Weights:
         """Whether the training that wrote it has come to its end."""
         return self.card.get("finished") is True
 
+    @property
+    def comes_along(self) -> bool:
+        """Whether these are a copy that a clone comes with (see `export_weights`)."""
+        return "full_precision" in self.card
+
     def require_finished(self) -> "Weights":
         """These weights; ValueError naming the file and the update if their training was cut off or still runs."""
         if not self.finished:
