@@ -23,7 +23,7 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser bench lab book weights readme clean
+.PHONY: help reproduce test test-browser bench data lab book weights readme clean
 
 help:
 	@echo "make reproduce [PROFILE=smoke|cpu|night|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
@@ -34,6 +34,7 @@ help:
 	@echo "make test                                                                           the tests"
 	@echo "make test-browser                                                                   notebooks in JupyterLab, in a real browser"
 	@echo "make bench                                                                          speed, into results/bench_*.csv"
+	@echo "make data DATA=folder ACCEPT=1                                                      the WMH challenge's training cases, under its licence"
 	@echo "make lab                                                                            JupyterLab on the notebooks"
 	@echo "make book [PROFILE=smoke|cpu|night|gpu|paper] [OUT=folder]                               the executed notebooks as a book"
 	@echo "make weights PROFILE=night                                                          its networks into weights/"
@@ -64,6 +65,9 @@ test-browser: $(READY)
 
 bench: $(READY)
 	for question in ops step operators chain train threads; do "$(PYTHON)" -m benchmarks.$$question || exit 1; done
+
+data: $(READY)
+	@"$(PYTHON)" -m pdlib.data.download "$${PDLIB_DATA:?make data wants DATA=folder}" $(if $(ACCEPT),--accept-licence)
 
 lab: $(READY)
 	"$(PYTHON)" -m pdlib.lab
