@@ -76,7 +76,7 @@ METHODS = {
     "addpm_mask_only": Method(
         "ADDPM, mask only", PRESEGMENTER, start="preseg", finish="one_step", mask_only=True, colour="#7CC8B0"
     ),
-    "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one", colour="#F0A878"),
+    "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one", colour="#BA5549"),
     "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump", colour="#8A3C00"),
     "start_matched": Method(
         "PD-DDPM, start-matched",
@@ -92,7 +92,7 @@ METHODS = {
         start="preseg",
         denoiser="unmatched",
         settings={"rule": "ddim", "eta": 1.0},
-        colour="#E58FB1",
+        colour="#C030B0",
     ),
     "refiner": Method(
         "Refiner", PRESEGMENTER, start="mask", finish="one_step", members="one", last="refiner", colour="#5B2C83"

@@ -145,7 +145,7 @@ def calls_figure(
     another marker. Of rows with as many calls each stands a little to the right of the one before, so that they do not
     cover each other.
     """
-    figure = PaperFigure(figsize=(DOUBLE, 3.6))
+    figure = PaperFigure(figsize=(DOUBLE, 4.2))
     grid = figure.subplots(2, len(metrics), squeeze=False, sharex=True)
     for metric, (above, below) in zip(metrics, grid.T, strict=True):
         drawn, methods = [], []
@@ -162,7 +162,7 @@ def calls_figure(
             methods.append(method)
         below.axhline(0, color=method_colour(rows[0]["method"]), linewidth=0.6, zorder=0)
         above.set(ylabel=display_name(metric))
-        below.set(ylabel=f"Δ {display_name(metric)} to\n{display_name(rows[0]['method'])}")
+        below.set(ylabel=f"Δ {display_name(metric)}\nto {display_name(rows[0]['method'])}")
         calls_axis(below, scores.nfe)
     handles, labels = above.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

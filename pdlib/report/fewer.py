@@ -21,9 +21,11 @@ def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapp
     Pareto front; right the difference of each chain's Dice to the longest PD-DDPM's, with its interval over trainings
     and subjects, beside its name: a colour for each method, a marker for each rule.
 
-    scores: rows of `records.COLUMNS`, of one split; a metric that a row lacks is left out of its panel.
+    scores: rows of `records.COLUMNS`, of one split; a metric that a row lacks is left out of its panel, and one that
+    every row lacks has none.
     """
     means = front_table(scores, metrics=metrics)
+    metrics = [metric for metric in metrics if means[metric].notna().any()]
     present = scores.rule.unique()
     rules = [rule for rule in dict.fromkeys([*RULES, *scores.rule]) if rule in present]
     marker = dict(zip(rules, MARKERS, strict=False))

@@ -45,6 +45,7 @@ NAMES = {
     "dice_disc_difference": "Δ Dice, disc",
     "dice_disc_holm": "p (Holm)",
     "dice_cup": "Dice, cup",
+    "like_its_start": "Dice with its start",
     "nfe": "Calls",
     "seconds": "Seconds",
     "train_loss": "Training loss",

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
-from pdlib.diffusion.formulas import LOGIT
+from pdlib.diffusion.formulas import LOGIT, q_sample_start
 from pdlib.diffusion.sampler import Sampler, build_diffusion
 from pdlib.diffusion.schedule import scale_t_prime
 from pdlib.inference.chains import chain_of
@@ -16,6 +17,8 @@ from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import build_segmenter, segmentation_loss
 from pdlib.sections.trainings import DenoiserTraining
 from pdlib.study import trainings
+from pdlib.study.comparison import Row
+from pdlib.study.explore import exact_sampler, x_start_predictor
 from pdlib.study.members import starts
 from pdlib.study.run import Run
 from pdlib.study.validation import sampled_dice, segmenter_dice
@@ -32,6 +35,7 @@ from pdlib.training.objectives import (
 HALVES = (0, 1)
 REFINER = "refiner"
 UNMATCHED = "unmatched"
+KINDS = ("background", "extra", "missed", "hit")  # of a pixel: 2 in the reference + 1 in the pre-segmentation
 
 
 def half_of(run: Run, half: int) -> list[str]:
@@ -64,19 +68,52 @@ def train_half(run: Run, half: int) -> pd.DataFrame:
     )
 
 
-def out_of_fold(run: Run) -> dict[str, np.ndarray]:
+def out_of_fold(run: Run, seen: bool = False) -> dict[str, np.ndarray]:
     """The hard pre-segmentation [Z, Y, X] of each training subject by the half network that has not seen it.
 
-    ValueError where both have seen a subject.
+    seen: by the one that has, to tell how much is learnt by heart. ValueError where both have seen a subject.
     """
     halves = [run.weights(half_name(run, half)) for half in HALVES]
     found = {}
     for subject in run.subjects("train"):
-        unseen = [half for half in halves if subject not in half.card["half"]]
-        if not unseen:
+        fit = [half for half in halves if (subject in half.card["half"]) == seen]
+        if len(fit) != 1:
             raise ValueError(f"{subject}: both of {halves[0].path} and {halves[1].path} were trained on it")
-        found[subject] = starts(run, unseen[0], subject, 1).values[0]
+        found[subject] = starts(run, fit[0], subject, 1).values[0]
     return found
+
+
+@torch.inference_mode()
+def mismatch(row: Row) -> pd.DataFrame:
+    """What a chain's network meets at its start: in training diffused references, in sampling diffused starts.
+
+    row: PD-DDPM's; reference and start [N, 1, H, W] of a subject have the same noise. A row for each kind of pixel, by
+    what the start makes of it: "hit", "missed", "extra", "background", in the brains of the validation subjects.
+    Columns: the means of the state and of the x_start that the network predicts from it, in training and in sampling,
+    and how many deviations of the noise the two states lie apart.
+    """
+    run, chain = row.run, row.chain
+    index, parts = chain.t_prime - 1, []
+    for subject in run.subjects("validation"):
+        sampler, one = exact_sampler(row, subject), run.subject(subject)
+        diffusion, predict, (image, window) = sampler.diffusion, x_start_predictor(sampler), one.slices()
+        numbers = torch.from_numpy(window.slices)
+        streams = one.streams(numbers, torch.zeros_like(numbers))
+        masks = {"training": run.volume(subject).mask == 1, "sampling": row.starts(subject, 1).values[0] > 0}
+        cut = {name: window.cut(mask) for name, mask in masks.items()}
+        pixels = {"kind": np.array(KINDS)[2 * cut["training"] + cut["sampling"]]}
+        for name, mask in cut.items():
+            x_start = diffusion.codec.encode(torch.from_numpy(mask).float()[:, None])
+            x_t = q_sample_start(x_start, index, streams, diffusion.schedule)
+            batches = zip(*(part.split(run.compute.batch_size) for part in (image, x_t)), strict=True)
+            device = run.compute.device
+            guess = torch.cat([predict(*(part.to(device) for part in both), index).cpu() for both in batches])
+            pixels |= {f"state in {name}": x_t.numpy()[:, 0], f"predicted in {name}": guess.numpy()[:, 0]}
+        brain = window.cut(run.volume(subject).brain)
+        parts.append(pd.DataFrame({name: values[brain] for name, values in pixels.items()}))
+    means = pd.concat(parts).groupby("kind").mean().reindex(KINDS)
+    sigma = float((1 - diffusion.schedule.abar(index)).sqrt())
+    return means.assign(deviations=(means["state in sampling"] - means["state in training"]) / sigma)
 
 
 def mixture_of(run: Run) -> Mixture:

@@ -41,6 +41,16 @@ def test_methods_are_colours_rules_markers_and_the_front_is_ringed():
     )
 
 
+@pytest.mark.parametrize("values", [[], [np.nan, np.nan]])
+def test_a_metric_that_every_row_lacks_has_no_panel(values):
+    """Members differ only where there are two of them, and raters are not everywhere."""
+    parts = [rows("pd_ddpm", [0.7, 0.8], nfe=nfe, rule="ddpm", calls=nfe) for nfe in (5, 7)]
+    parts += [rows("pd_ddpm", values, "uncertainty", nfe=nfe, rule="ddpm", calls=nfe) for nfe in (5, 7) if values]
+    dice, differences = fewer_figure(pd.concat(parts), metrics=["dice", "uncertainty"], interval=INTERVAL).axes
+    assert dice.get_ylabel() == "Dice" and dice.get_xlabel() == "Network calls a slice", "it is the lowest panel"
+    assert differences.get_xlabel().startswith("Δ Dice")
+
+
 def test_levels_are_drawn_as_errors_and_calls_as_indices():
     found = pd.DataFrame(
         {"estimator": "network", "mask": "reference", "t": [4, 4, 9, 9], "index": [4, 6, 8, 8]},

@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from nbclient import NotebookClient
 
 from pdlib.methods import METHODS
+from pdlib.profiles import load_profile
 from pdlib.report import curves, style
 
 HISTORY = pd.DataFrame({"step": [10, 20], "metric": "train_loss", "value": [0.2, 0.1]})
@@ -46,6 +48,18 @@ def test_jupyter_shows_each_figure_once_as_a_picture(executed):
 
 def test_every_method_has_a_colour_of_its_own():
     assert len({to_hex(style.method_colour(name)) for name in [*METHODS, "no method"]}) == len(METHODS) + 1
+
+
+def luminance(colour):
+    """Relative luminance of a colour, 0 to 1 (WCAG 2)."""
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+
+@pytest.mark.parametrize("name", [*load_profile("paper").fewer_calls.starts, "pd_ddpm_1"])
+def test_a_chain_s_name_in_its_colour_can_be_read_on_white(name):
+    """Lines, points and large letters need a contrast of 3 (WCAG 2, 1.4.3 and 1.4.11)."""
+    assert 1.05 / (luminance(style.method_colour(name)) + 0.05) >= 3
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):
