@@ -156,9 +156,9 @@ class Profile(Section):
         return {"resamples": self.statistics.resamples, "confidence": self.statistics.confidence, "seed": self.seed}
 
     def explain(self, *sections: str) -> str:
-        """Sections as YAML, for a reader."""
+        """Sections as YAML, for a reader: in lines that fit a notebook's output beside an open side bar."""
         shown = self.model_dump(mode="json", include=set(sections))
-        return yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=110)
+        return yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=76).rstrip()
 
 
 def profile_names() -> list[str]:

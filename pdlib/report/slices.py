@@ -74,8 +74,9 @@ def pictures_figure(
     lines = [pictures] if isinstance(pictures, Mapping) else list(pictures)
     columns = max(len(line) for line in lines)
     first = next(iter(lines[0].values()))
-    panel = DOUBLE / columns
-    figure = PaperFigure(figsize=(DOUBLE, len(lines) * (panel * first.shape[0] / first.shape[1] + 0.2)))
+    title_lines = 1 + max(title.count("\n") for line in lines for title in line)
+    tall = DOUBLE / columns * first.shape[0] / first.shape[1] + 0.05 + 0.15 * title_lines
+    figure = PaperFigure(figsize=(DOUBLE, len(lines) * tall))
     for row, line in zip(figure.subplots(len(lines), columns, squeeze=False), lines, strict=True):
         for ax in row:
             ax.set_axis_off()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pdlib.diffusion.formulas import learned_variance, q_sample
-from pdlib.diffusion.sampler import STARTS, Chain, Sampler
+from pdlib.diffusion.sampler import STARTS
 from pdlib.inference.window import Window, brain_slices
 from pdlib.kernels import noise
 from pdlib.kernels.noise import Streams
@@ -17,7 +17,6 @@ from pdlib.report.processes import Process, spaced
 from pdlib.report.slices import Example
 from pdlib.report.values import select, tested_values
 from pdlib.study.comparison import Row
-from pdlib.study.members import TrainedChain
 from pdlib.study.rows import ensemble_of
 from pdlib.study.run import Run
 
@@ -108,23 +107,6 @@ def processes(rows: Sequence[Row], subject: str, scores: pd.DataFrame) -> list[P
             )
         )
     return found
-
-
-@torch.inference_mode()
-def denoised_references(run: Run, trained: TrainedChain, subject: str, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    """The widest slice's reference, and the x_start that a chain's denoiser predicts from it after diffusion to each
-    index, [H, W] each.
-    """
-    seen, device = WidestSlice.of(run, subject), run.compute.device
-    mask, sampler = seen.tensor(run.volume(subject).mask), trained.sampler(run)
-    pictures = {"reference": mask[0, 0].numpy()}
-    for index in indices:
-        jump = Chain("preseg", "x0_jump", index + 1, 1, "ddpm", 1.0, "consistent")
-        predicted = Sampler(sampler.denoiser, sampler.diffusion, jump).sample(
-            seen.image.to(device), mask.to(device), seen.streams.to(device)
-        )
-        pictures[f"from t = {index + 1}"] = predicted[0, 0].cpu().numpy()
-    return pictures
 
 
 @torch.inference_mode()
