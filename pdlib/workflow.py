@@ -50,7 +50,7 @@ _READ = {  # the sections of the profile that a notebook reads: its jobs run aga
     "09_read_the_kernels": (),
     "10_fewer_calls": (*_SAMPLED, "fewer_calls", "statistics"),
     "11_claims": ("seed", "comparison.presegmenter", "fewer_calls.few_calls", "statistics"),
-    "12_wolleb2021": (*_SAMPLED, "wolleb2021"),
+    "12_wolleb2021": (*_SAMPLED, "denoiser.diffusion", "wolleb2021"),
     "14_distillation": (*_SAMPLED, "distillation"),
     "15_latent": (*_SAMPLED, "denoiser.diffusion.schedule", "latent"),
     "16_start_matched": (*_SAMPLED, "denoiser.diffusion", "segmenters.objective", "start_matched"),
