@@ -103,7 +103,7 @@ def needed(notebook: str, profile: Profile) -> list[str]:
         "10_fewer_calls": profile.fewer_calls.starts,
     }
     if notebook in ("11_claims", "13_all_folds"):
-        return ["01_prepare_data", *(() if profile.reference and notebook == "11_claims" else SCORED)]
+        return ["01_prepare_data", *(() if profile.reference else SCORED)]
     if notebook in ("01_prepare_data", "09_read_the_kernels"):
         return []
     if notebook in _BUILDS_ON:

@@ -262,6 +262,8 @@ def test_a_place_tells_changed_settings_apart(tmp_path):
 
 
 def test_explain_shows_sections_as_yaml():
+    for one in map(load_profile, profile_names()):
+        assert max(map(len, one.explain(*type(one).model_fields).splitlines())) < 100, one.name
     profile = load_profile("smoke", {"chain": {"eta": 0.5}})
     told = yaml.safe_load(profile.explain("chain", "ensemble"))
     assert told == profile.model_dump(mode="json", include={"chain", "ensemble"}) and told["chain"]["eta"] == 0.5

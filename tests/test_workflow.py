@@ -316,7 +316,7 @@ def test_a_job_reads_the_sections_that_its_notebook_names(path):
             upstream |= before
             asked += before
         read = {key.partition(".")[0] for one in upstream for key in sections_read(one, profile)}
-        assert named - {"name", "fold", "machine", "rows", "interval"} <= read, job
+        assert named - {"name", "reference", "fold", "machine", "rows", "interval"} <= read, job
 
 
 def test_one_run_of_many_reads_no_list_of_the_others():

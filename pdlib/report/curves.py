@@ -83,7 +83,7 @@ def training_figure(history: pd.DataFrame, *, steps: int | None = None, min_gain
         elif 0 < 10 * curve.value.min() < curve.value.max():
             ax.set_yscale("log")
         ax.set(xlabel="Update", ylabel=display_name(metric))
-        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_locator(MaxNLocator(5 if len(metrics) < 4 else 2))
     return figure
 
 

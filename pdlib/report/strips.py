@@ -19,6 +19,7 @@ MARGIN = 0.08  # about the lesions, in parts of the slice
 LEAST = 0.4  # of the slice that is shown, in each direction
 OUTLINES = ("#F0E442", "#0072B2")  # of a photograph's classes, optic disc and cup
 OPINION = "#F0E442"  # of an outline beside the reference's
+OPINION_SIDE = 1.25  # inches of a panel with one, at most
 LINE = 0.14  # inches of a line of text
 
 
@@ -76,8 +77,9 @@ def opinions_figure(scene: Scene, groups: Mapping[str, Mapping[str, NDArray]], *
     shown = min(most, max(len(group) for group in groups.values()))
     box = _lesion_box(scene, [mask for group in groups.values() for mask in group.values()])
     height, width = (side.stop - side.start for side in box)
-    tall = (DOUBLE - 1.0) / (shown + 1) * height * scene.pixel_aspect / width
-    figure = PaperFigure(figsize=(DOUBLE, len(groups) * (tall + LINE) + 0.4))
+    side = min((DOUBLE - 1.0) / (shown + 1), OPINION_SIDE)
+    tall = side * height * scene.pixel_aspect / width
+    figure = PaperFigure(figsize=(1.0 + (shown + 1) * side, len(groups) * (tall + LINE) + 0.4))
     axes = figure.subplots(len(groups), shown + 1, squeeze=False)
     figure.get_layout_engine().set(wspace=0.02, hspace=0.02, w_pad=0.01, h_pad=0.02)
     for row, (title, group) in zip(axes, groups.items(), strict=True):

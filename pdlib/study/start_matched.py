@@ -10,11 +10,13 @@ from torch import nn
 from pdlib.diffusion.formulas import LOGIT, q_sample_start
 from pdlib.diffusion.sampler import Sampler, build_diffusion
 from pdlib.diffusion.schedule import scale_t_prime
+from pdlib.evaluation import records
 from pdlib.inference.chains import chain_of
 from pdlib.inference.slices import Refine
 from pdlib.methods import METHODS, seeded_name
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import build_segmenter, segmentation_loss
+from pdlib.paths import ROOT, Layout
 from pdlib.sections.trainings import DenoiserTraining
 from pdlib.study import trainings
 from pdlib.study.comparison import Row
@@ -220,6 +222,18 @@ def train_refiner(run: Run, bank: SliceBank) -> pd.DataFrame:
         watch,
         trainings.training(run, REFINER, settings.fit, card | {"watched": watched} | _presegs_card(run)),
     )
+
+
+def reference_scores(run: Run, seed: int) -> pd.DataFrame | None:
+    """What notebook 16 found on the validation subjects of the reference study; None where there is none."""
+    path = Layout(ROOT, run.profile.reference or "").results / "training" / f"start_matched_{seed}_validation.csv"
+    return records.read_table(path) if run.profile.reference and path.exists() else None
+
+
+def matching_gain(scores: pd.DataFrame, calls: int) -> float:
+    """What start-matching adds to the mean Dice of the control with the same recipe, both with so many calls."""
+    dice = scores[(scores.metric == "dice") & (scores.calls == calls)].groupby("method").value.mean()
+    return float(dice["start_matched"] - dice[UNMATCHED])
 
 
 def _presegs_card(run: Run) -> dict:

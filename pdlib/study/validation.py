@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import torch
+from scipy import ndimage
 from torch import nn
 
 from pdlib.diffusion.formulas import q_sample
@@ -114,6 +115,32 @@ def state_faults(states: pd.DataFrame, limits: Mapping[str, float], of: str) -> 
         >= limits["between_draws"] * wanted["deviation between draws"],
     }
     return [name for name, fine in kept.items() if not fine]
+
+
+def drawn_masks(run: Run, weights: Weights, subject: str, count: int) -> np.ndarray:
+    """The soft masks [count, Z, Y, X] in 0..1 in a generator's first draws: its states without their noise, which is
+    known; zero outside the brain.
+    """
+    network, one, found = run.network(weights, "generator"), run.subject(subject), []
+    (image, window), reach = one.slices(), network.lesion - network.background
+    numbers = torch.from_numpy(window.slices)
+    for member, state in enumerate(draws(run, weights, subject, count).values):
+        streams = one.streams(numbers, torch.full_like(numbers, member))
+        eps = noise.normal(streams, noise.START, 1, *image.shape[2:])[:, 0].numpy()
+        mask = (window.cut(state) - network.deviation * eps - network.background) / reach
+        found.append(window.put_back(np.clip(mask, 0, 1), state.shape) * one.volume.brain)
+    return np.stack(found)
+
+
+def lesion_statistics(run: Run, mask: np.ndarray, subject: str) -> dict[str, float]:
+    """A mask [Z, Y, X] by its lesions (26-connected): how many, the volume of all and of the median one in ml, and
+    beside the reference the shares of its lesions that are touched, and of the mask's that touch one, and Dice.
+    """
+    labels, count = ndimage.label(mask, metrics.CONNECTED_26)
+    ml = np.bincount(labels.ravel(), minlength=count + 1)[1:] * np.prod(run.volume(subject).spacing_mm) / 1000
+    scores = metrics.score_volume(run.labels(subject), mask, run.volume(subject).spacing_mm)
+    beside = {"share found": scores["lesion_recall"], "share true": scores["lesion_precision"], "Dice": scores["dice"]}
+    return {"lesions": count, "ml": ml.sum(), "median ml": np.median(ml) if count else np.nan} | beside
 
 
 def pick_checkpoints(curve: pd.Series, gaps: Sequence[float]) -> list[int]:

@@ -51,12 +51,13 @@ def test_a_metric_that_every_row_lacks_has_no_panel(values):
     assert differences.get_xlabel().startswith("Δ Dice")
 
 
-def test_levels_are_drawn_as_errors_and_calls_as_indices():
+def test_levels_are_drawn_as_read_and_as_errors_and_calls_as_indices():
     found = pd.DataFrame(
         {"estimator": "network", "mask": "reference", "t": [4, 4, 9, 9], "index": [4, 6, 8, 8]},
     )
     visited = {"network": np.array([[9, 5, 0], [8, 4, 0]])}
-    left, right = levels_figure(found, visited, [9, 4, 0]).axes
-    np.testing.assert_allclose(left.lines[0].get_xydata(), [[5, 1], [10, -1]])
+    read, error, right = levels_figure(found, visited, [9, 4, 0]).axes
+    np.testing.assert_allclose(read.lines[0].get_xydata(), [[5, 6], [10, 9]])
+    np.testing.assert_allclose(error.lines[0].get_xydata(), [[5, 1], [10, -1]])
     assert right.lines[0].get_ydata().tolist() == [10, 5, 1]
     assert right.lines[1].get_ydata().tolist() == [10, 6, 1, 9, 5, 1]

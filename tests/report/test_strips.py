@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from pdlib.report.scene import Scene
-from pdlib.report.strips import Panel, outlines_figure, strips_figure
+from pdlib.report.slices import REFERENCE
+from pdlib.report.strips import OPINION, Panel, opinions_figure, outlines_figure, strips_figure
 from pdlib.report.verdicts import VERDICTS, verdicts_figure
 
 
@@ -30,6 +32,36 @@ def test_panels_of_one_title_share_a_column(scene):
 def test_a_single_strip_has_its_reference_beside_it(scene):
     figure = strips_figure(scene, {"": [Panel("empty", 0 * scene.reference)]})
     assert [ax.get_title() for ax in figure.axes] == ["FLAIR", "reference", "empty"]
+
+
+def test_a_longer_caption_makes_a_taller_figure(scene):
+    short, long = (
+        strips_figure(scene, {"": [Panel("a", scene.reference, text)]}) for text in ("Dice 1", "Dice 1\n2 calls")
+    )
+    assert long.get_figheight() > short.get_figheight()
+
+
+def test_an_opinion_is_an_outline_in_the_reference_s_and_a_group_its_share(scene):
+    """Two raters, of whom one marks half of what the other does; three members, of whom two find nothing."""
+    half, nothing = scene.reference.copy(), 0 * scene.reference
+    half[1, :, 7:] = 0
+    raters = {"reference": scene.reference, "observer": half}
+    members = {"member 1": half, "member 2": nothing, "member 3": nothing}
+    figure = opinions_figure(scene, {"raters": raters, "PD-DDPM": members}, most=2)
+    axes = np.array(figure.axes[:6]).reshape(2, 3)
+    titles = [[ax.get_title() for ax in row] for row in axes]
+    assert titles == [["reference", "observer", "share of 2"], ["member 1", "member 2", "share of 3"]]
+    assert [row[0].get_ylabel() for row in axes] == ["raters", "PD-DDPM"]
+    colours = [[to_hex(one.get_edgecolor()[0]).upper() for one in ax.collections] for ax in axes[:, :2].flat]
+    assert colours == [[REFERENCE, OPINION]] * 3 + [[REFERENCE]], "an empty opinion has no outline"
+    shares = [np.unique(row[-1].images[-1].get_array().compressed()).tolist() for row in axes]
+    assert shares == [[0.5, 1.0], [pytest.approx(1 / 3)]], "what nobody marks shows FLAIR"
+
+
+def test_a_group_with_fewer_opinions_leaves_places_empty(scene):
+    one, two = {"a": scene.reference}, {"b": scene.reference, "c": scene.reference}
+    figure = opinions_figure(scene, {"few": one, "more": two}, most=4)
+    assert [len(ax.images) for ax in figure.axes[:6]] == [1, 0, 2, 1, 1, 2]
 
 
 def test_outlines_go_round_each_class_that_is_there():

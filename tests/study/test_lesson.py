@@ -54,6 +54,7 @@ def test_a_run_takes_what_comes_along_and_its_own_for_the_rest(networks, tmp_pat
     run = replace(networks.run, profile=networks.profile.model_copy(update={"reference": "night"}))
     other = load_weights(tmp_path / "denoiser_0" / "best.safetensors")
     assert run.weights("denoiser_0").path == other.path, "the committed one, whatever was trained here"
+    assert other.comes_along and not networks.run.weights("denoiser_0").comes_along
     assert run.weights("attention_unet_0").path == networks.place.weights("attention_unet_0") / "best.safetensors"
     row = Row.of(run, "pd_ddpm", 1)
     assert row.first.trained.denoiser.digest == other.digest

@@ -99,12 +99,12 @@ def test_another_fold_is_a_graph_of_its_own_on_the_same_data(tmp_path):
 
 
 def test_networks_that_saw_a_test_subject_are_found(trained):
-    found = saw_only_their_own(trained.run).set_index("network")
+    found = saw_only_their_own(trained.run, trained.weights).set_index("network")
     assert set(found.index) == {path.parent.name for path in trained.weights.glob("*/best.safetensors")}
     assert found["own subjects"].all() and (found.crossed == 0).all() and (found.fold == 0).all()
     data = load_weights(trained.preseg).card["data"]
     rewritten(trained.preseg, data=data | {"train": [*data["train"], trained.run.subjects("test")[0]]})
-    found = saw_only_their_own(trained.run).set_index("network")
+    found = saw_only_their_own(trained.run, trained.weights).set_index("network")
     assert not found.loc["attention_unet_0", "own subjects"] and found.crossed.sum() == 1
     assert found.loc["attention_unet_0", "crossed"] == 1
 
@@ -131,6 +131,18 @@ def test_pooling_refuses_a_subject_where_it_is_not_tested(by_fold):
         pool(by_fold | {2: pd.concat([scored("e", 2, "test"), scored("ab", 2, "validation")])}, FOLDS)
     with pytest.raises(ValueError, match="fold 0: its test rows"):
         pool({0: by_fold[0].assign(fold=1)}, FOLDS)
+
+
+def test_one_fold_of_a_study_with_further_subjects_is_its_own_pool(by_fold):
+    """Every row is tested on f and g, the key rows on h as well; a second fold would count all three twice."""
+    further = pd.DataFrame({"subject": ["f", "g", "h"], "part": ["test", "test", "key"]})
+    folds = pd.concat([FOLDS.assign(part="fold"), further])
+    rows = by_fold[0].replace({"subject": {"a": "f", "b": "g", "c": "h"}})
+    assert len(pool({0: rows}, folds)) == len(pool({0: rows[rows.subject != "h"]}, folds)) + 1 == 4
+    with pytest.raises(ValueError, match="fold 0: its test rows"):
+        pool({0: rows[rows.subject != "g"]}, folds)
+    with pytest.raises(ValueError, match="several times"):
+        pool({0: rows, 1: by_fold[1]}, folds)
 
 
 def test_checkpoints_pool_by_their_rank(by_fold):

@@ -57,6 +57,31 @@ def test_a_pre_segmentation_to_train_on_comes_from_the_half_that_has_not_seen_th
     np.testing.assert_array_equal(bank.masks[0], first)
 
 
+def test_what_is_learnt_by_heart_is_told_by_the_half_that_has_seen_the_subject(run):
+    seen, unseen = start_matched.out_of_fold(run, seen=True), start_matched.out_of_fold(run)
+    for half in (run.weights(start_matched.half_name(run, half)) for half in start_matched.HALVES):
+        for subject in run.subjects("train"):
+            kept = seen if subject in half.card["half"] else unseen
+            np.testing.assert_array_equal(kept[subject], starts(run, half, subject, 1).values[0])
+
+
+def test_a_network_meets_in_sampling_what_its_training_has_not_shown(run):
+    row = Row.of(run, "pd_ddpm", 1)
+    found, index = start_matched.mismatch(row), row.chain.t_prime - 1
+    abar = float(row.first.trained.sampler(run).diffusion.schedule.abar(index))
+    apart = (abar / (1 - abar)) ** 0.5
+    wrong = [apart if kind == "extra" else -apart if kind == "missed" else 0.0 for kind in found.index]
+    np.testing.assert_allclose(found.deviations, wrong, atol=1e-5)
+    kept = {*found.index}
+    counts = dict.fromkeys(start_matched.KINDS, 0)
+    for subject in run.subjects("validation"):
+        truth, start = run.volume(subject).mask == 1, row.starts(subject, 1).values[0] > 0
+        for kind, mask in {"extra": ~truth & start, "missed": truth & ~start, "hit": truth & start}.items():
+            counts[kind] += int(mask[run.volume(subject).brain].sum())
+    assert {kind for kind, count in counts.items() if count} | {"background"} == kept
+    assert found.filter(like="predicted").stack().between(0, 1).all()
+
+
 def test_a_subject_that_both_halves_have_seen_is_refused(run, tmp_path):
     place = replace(run.place, out=tmp_path / "out")
     shutil.copytree(run.place.out, place.out)

@@ -3,12 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy import ndimage
 
 from pdlib.diffusion.sampler import Sampler
 from pdlib.evaluation import metrics
+from pdlib.kernels import noise
 from pdlib.study.members import drawn_once, draws, sampled
 from pdlib.study.run import diffusion_of
 from pdlib.study.validation import (
+    drawn_masks,
+    lesion_statistics,
     mean_dice,
     pick_checkpoints,
     sampled_dice,
@@ -105,6 +110,37 @@ def test_another_rater_s_mask_is_what_a_draw_can_come_to(trained, monkeypatch):
     assert table.loc["rater", "mean outside"] == pytest.approx(table.loc["diffused", "mean outside"]), "label 2 is none"
 
 
+def test_the_mask_in_a_draw_is_what_the_generator_has_drawn(trained):
+    run, weights = trained.run, trained.run.weights("tdpm_0300")
+    subject, network = run.subjects("test")[0], trained.run.network(weights, "generator")
+    image, window = run.subject(subject).slices()
+    masks = drawn_masks(run, weights, subject, 2)
+    for member, mask in enumerate(masks):
+        numbers = torch.from_numpy(window.slices)
+        streams = run.subject(subject).streams(numbers, torch.full_like(numbers, member))
+        fresh = noise.normal(streams, noise.LATENT, len(network.noise_scales), *image.shape[2:])
+        with torch.inference_mode():
+            drawn = window.put_back(network.draw_mask(image, fresh)[:, 0].numpy(), run.volume(subject).brain.shape)
+        np.testing.assert_allclose(mask, drawn * run.volume(subject).brain, atol=5e-3)
+    assert np.abs(masks[0] - masks[1]).max() > 0
+
+
+def test_lesions_by_hand(networks):
+    """One lesion of the reference is found whole, and one voxel elsewhere is another that is none."""
+    run, subject = networks.run, networks.run.subjects("test")[0]
+    truth = run.labels(subject) == 1
+    labels, count = ndimage.label(truth, np.ones((3, 3, 3)))
+    mask = labels == 1
+    far = np.argwhere(~ndimage.binary_dilation(truth, np.ones((3, 3, 3))) & (run.labels(subject) == 0))[0]
+    mask[tuple(far)] = True
+    found, ml = lesion_statistics(run, mask, subject), np.prod(run.volume(subject).spacing_mm) / 1000
+    assert found["lesions"] == 2 and found["ml"] == pytest.approx(mask.sum() * ml)
+    assert found["median ml"] == pytest.approx(((mask.sum() - 1) * ml + ml) / 2)
+    assert found["share found"] == pytest.approx(1 / count) and found["share true"] == 0.5
+    assert found["Dice"] == pytest.approx(2 * (mask.sum() - 1) / (mask.sum() + truth.sum()))
+    assert np.isnan(lesion_statistics(run, mask & False, subject)["median ml"])
+
+
 @pytest.mark.parametrize(
     ("drawn", "faults"),
     [
@@ -129,9 +165,9 @@ def test_overlap_of_states_is_a_dice_without_their_noise(networks):
         mask = 0.5 * (volume.mask == 1)
         outside = np.argwhere(volume.brain & (volume.mask != 1))[: (volume.mask == 1).sum()]
         mask[tuple(outside.T)] = 0.5
-        noise = np.random.default_rng(0).standard_normal(mask.shape)
+        fresh = np.random.default_rng(0).standard_normal(mask.shape)
         for part in (volume.mask == 1, volume.brain & (volume.mask != 1)):
-            noise[part] -= noise[part].mean()
-        states[subject] = -0.8 + 1.6 * mask + 0.5 * noise
+            fresh[part] -= fresh[part].mean()
+        states[subject] = -0.8 + 1.6 * mask + 0.5 * fresh
     found = state_overlap(run, states, -0.8, 0.8)
     assert found == {"in_lesions": pytest.approx(0.0, abs=1e-6), "overlap": pytest.approx(0.5)}
