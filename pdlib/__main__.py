@@ -1,10 +1,11 @@
-"""python -m pdlib: check a folder of cases, score a mask, segment one patient."""
+"""python -m pdlib: check a folder of cases, score a mask, segment patients."""
 
 import argparse
 import json
 import math
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -74,14 +75,65 @@ def score(reference: Path, prediction: Path) -> int:
     return 0
 
 
-def segment(flair: Path, t1: Path, out: Path, weights: str | None, brain_mask: Path | None) -> int:
-    """Segment one patient's FLAIR and T1 into files in `out`."""
-    from pdlib.inference.segment import segment_files
+def segment(
+    flair: Path | None,
+    t1: Path | None,
+    out: Path | None,
+    folder: list[Path] | None,
+    brain_mask: Path | None,
+    **how: str | float | int | None,
+) -> int:
+    """Segment one patient's FLAIR and T1 into files in `out`, or every scan of a folder. 1: a scan of these failed."""
+    alone = {"--flair": flair, "--t1": t1, "--out": out, "--brain-mask": brain_mask}
+    given = [name for name, path in alone.items() if path is not None]
+    if folder and given:
+        raise ValueError(f"--folder IN OUT and {', '.join(given)} exclude each other")
+    if not folder and (flair is None or out is None):
+        raise ValueError("segment wants --flair FILE and --out DIR, or --folder IN OUT for many scans")
+    return _segment_all(*folder, **how) if folder else _segment_one(flair, t1, out, brain_mask, **how)
 
-    done = segment_files(flair, t1, out, weights=weights, brain_mask=brain_mask)
+
+def _segment_one(flair: Path, t1: Path | None, out: Path, brain_mask: Path | None, **how) -> int:
+    from pdlib.data.folder import Scan
+    from pdlib.inference.segment import segment_scan
+
+    done = segment_scan(_ready(**how), Scan(out.name, flair, t1, brain_mask), out)
     for role, path in {"weights": done.weights, **done.files}.items():
         print(f"{role}: {path}")
+    print(f"seconds: {done.seconds:.1f}")
+    _print_memory()
     return 0
+
+
+def _segment_all(root: Path, out: Path, **how) -> int:
+    from pdlib.inference.batch import TABLE, segment_folder
+
+    started = time.perf_counter()
+    outcomes = segment_folder(_ready(**how), root, out)
+    for one in outcomes:
+        print(one.line)
+    counts = {status: sum(one.status == status for one in outcomes) for status in ("done", "kept", "failed")}
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    print(f"table: {out / TABLE}")
+    print(f"seconds: {time.perf_counter() - started:.1f}")
+    _print_memory()
+    return 1 if counts["failed"] else 0
+
+
+def _ready(weights: str | None, device: str, **changes):
+    """The networks, and how the options say to use them; before any scan is read."""
+    from pdlib.inference.segment import Ready
+    from pdlib.inference.trained import Changes
+
+    return Ready.of(weights, Changes(**changes), device)
+
+
+def _print_memory() -> None:
+    """The most memory that the process has held; nothing where the system does not say."""
+    from pdlib.inference.summary import peak_memory_mb
+
+    if (peak := peak_memory_mb()) is not None:
+        print(f"peak memory: {peak / 1000:.2f} GB")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,16 +150,31 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("prediction", type=Path, metavar="PREDICTION", help="NIfTI on the same grid: nonzero is lesion")
     one.set_defaults(command=score)
 
-    one = commands.add_parser("segment", help="segment one patient: mask, mean and uncertainty on the FLAIR's grid")
-    one.add_argument("--flair", type=Path, required=True, help="NIfTI, bias-corrected")
-    one.add_argument("--t1", type=Path, required=True, help="NIfTI on the FLAIR's grid")
-    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    about = "segment one patient, or a folder of them: mask, mean and uncertainty on the FLAIR's grid"
+    one = commands.add_parser("segment", help=about, description=about)
+    one.add_argument("--flair", type=Path, metavar="FILE", help="NIfTI; of DICOM make it by dcm2niix")
+    one.add_argument("--t1", type=Path, metavar="FILE", help="NIfTI of the same session, on any grid")
+    one.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    one.add_argument(
+        "--folder",
+        type=Path,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="every folder below IN that holds a NIfTI file with FLAIR in its name, or pre/FLAIR.nii.gz as the WMH"
+        " challenge has it, with the T1 (t1, t1w, 3dt1, mprage) and brain mask beside it; OUT/volumes.csv sums up. A"
+        " complete result of the same files, networks and settings is kept",
+    )
     one.add_argument(
         "--weights",
         metavar="DIR|PROFILE",
         help="trained networks: their folder, or a profile's name (default: the best profile that is trained)",
     )
-    one.add_argument("--brain-mask", type=Path, metavar="FILE", help="NIfTI on the FLAIR's grid: nonzero is brain")
+    one.add_argument("--brain-mask", type=Path, metavar="FILE", help="NIfTI, on any grid: nonzero is brain")
+    as_trained = "(default: as the networks were trained)"
+    one.add_argument("--threshold", type=float, metavar="P", help=f"probability of a lesion's voxel {as_trained}")
+    one.add_argument("--members", type=int, metavar="N", help=f"of the ensemble: more take longer {as_trained}")
+    one.add_argument("--calls", type=int, metavar="N", help=f"of the network, for a member of a slice {as_trained}")
+    one.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     one.set_defaults(command=segment)
     return parser
 

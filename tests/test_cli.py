@@ -138,21 +138,35 @@ def test_score_refuses_in_one_line(tmp_path, capsys, reference, array, affine, c
     assert out == "" and err.startswith(f"pdlib: {prediction}: ") and cause in err and err.count("\n") == 1
 
 
-def fake_segment(monkeypatch, segment_files):
-    monkeypatch.setitem(sys.modules, "pdlib.inference.segment", SimpleNamespace(segment_files=segment_files))
+def fake_segment(monkeypatch, segment_scan):
+    ready = SimpleNamespace(of=lambda *how: how)
+    fakes = {
+        "inference.segment": SimpleNamespace(segment_scan=segment_scan, Ready=ready),
+        "inference.trained": SimpleNamespace(Changes=lambda **changes: changes),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, f"pdlib.{name}", fake)
 
 
 def test_segment_passes_its_arguments(monkeypatch, capsys):
     seen = []
 
-    def record(*args, **kwargs):
-        seen.append(([*map(str, args)], kwargs))
-        return SimpleNamespace(weights="w", files={"mask": "o/mask.nii.gz"})
+    def record(ready, scan, out):
+        seen.append((ready, {role: str(path) for role, path in scan.files.items()}, str(out)))
+        return SimpleNamespace(weights="w", files={"mask": "o/mask.nii.gz"}, seconds=1.25)
 
     fake_segment(monkeypatch, record)
     assert main(["segment", "--flair", "f.nii", "--t1", "t.nii", "--out", "o"]) == 0
-    assert seen == [(["f.nii", "t.nii", "o"], {"weights": None, "brain_mask": None})]
-    assert capsys.readouterr().out == "weights: w\nmask: o/mask.nii.gz\n"
+    nothing = {"threshold": None, "members": None, "calls": None}
+    assert seen.pop() == ((None, nothing, "auto"), {"FLAIR": "f.nii", "T1": "t.nii"}, "o")
+    weights, mask, seconds, memory = capsys.readouterr().out.splitlines()
+    assert (weights, mask, seconds) == ("weights: w", "mask: o/mask.nii.gz", "seconds: 1.2")
+    assert memory.startswith("peak memory: ") and memory.endswith(" GB")
+    options = ["--weights", "night", "--brain-mask", "b.nii", "--device", "cpu"]
+    options += ["--threshold", "0.4", "--members", "7", "--calls", "3"]
+    assert main(["segment", "--flair", "f.nii", "--out", "o", *options]) == 0
+    changed = {"threshold": 0.4, "members": 7, "calls": 3}
+    assert seen.pop() == (("night", changed, "cpu"), {"FLAIR": "f.nii", "brain mask": "b.nii"}, "o")
 
 
 FAILURES = {

@@ -35,16 +35,15 @@ def find_brain(flair: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         border = _border(flair)
         background = np.median(border)
         apart = np.abs(flair - background)
-        rounding = BACKGROUND_ROUNDING * (scale := np.percentile(apart[apart > 0], BET_PERCENTILES[1]))
+        rounding = BACKGROUND_ROUNDING * np.percentile(apart[apart > 0], BET_PERCENTILES[1])
         differs = apart > rounding
-        darker = np.count_nonzero(flair < background - BET_FRACTION * scale)
-    if darker <= DARKER_SHARE * np.count_nonzero(differs):
+    if has_dark_border(flair):
         brain, notes = brain_mask(flair, percentiles=BET_PERCENTILES, fraction=BET_FRACTION), ()
     else:
         if np.mean(np.abs(border - background) <= rounding) < 0.5:
             raise ValueError("cannot tell the brain: the image's border is neither its dark end nor constant")
         brain = _largest_part(differs)
-        if _dark_share(flair[brain]) > MOST_DARK:
+        if dark_share(flair[brain]) > MOST_DARK:
             raise ValueError(f"cannot tell the brain from the air around it (the border is {background:g}, air darker)")
         notes = (f"assumed that {background:g}, the value of the border, is background and all else is brain",)
     if brain.mean() > MOST_OF_VOLUME:
@@ -52,13 +51,30 @@ def find_brain(flair: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     return brain, notes + plausibility(brain)
 
 
+def has_dark_border(image: np.ndarray) -> bool:
+    """Whether the border of an image [Z, Y, X] is its dark end; else a good part of the image is darker."""
+    with np.errstate(all="ignore"):
+        background = np.median(_border(image))
+        apart = np.abs(image - background)
+        scale = np.percentile(apart[apart > 0], BET_PERCENTILES[1])
+        darker = np.count_nonzero(image < background - BET_FRACTION * scale)
+        return darker <= DARKER_SHARE * np.count_nonzero(apart > BACKGROUND_ROUNDING * scale)
+
+
 def brain_mask(flair: np.ndarray, *, percentiles: tuple[float, float], fraction: float) -> np.ndarray:
     """The largest connected part above `fraction` of the robust range, in-plane holes filled. [Z, Y, X] -> bool.
 
     BET's threshold (Smith 2002): low + fraction * (high - low), where low and high are `percentiles` of the volume.
     """
-    low, high = np.percentile(flair, percentiles)
-    return _largest_part(flair > low + fraction * (high - low))
+    return _largest_part(is_bright(flair, percentiles=percentiles, fraction=fraction))
+
+
+def is_bright(
+    values: np.ndarray, *, percentiles: tuple[float, float] = BET_PERCENTILES, fraction: float = BET_FRACTION
+) -> np.ndarray:
+    """Which values lie above BET's threshold, bool: all but air, in an image whose border is dark."""
+    low, high = np.percentile(values, percentiles)
+    return values > low + fraction * (high - low)
 
 
 def plausibility(brain: np.ndarray) -> tuple[str, ...]:
@@ -83,6 +99,11 @@ def contrast_notes(image: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float
     return ()
 
 
+def is_whole_brain(brain: np.ndarray, spacing_mm: tuple[float, float, float]) -> bool:
+    """Whether a brain [Z, Y, X] bool has the volume of one, without skull and scalp."""
+    return bool(BRAIN_LITRES[0] <= np.count_nonzero(brain) * np.prod(spacing_mm) / 1e6 <= BRAIN_LITRES[1])
+
+
 def core_contrast(image: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
     """T1 - FLAIR of the brain's core less that of its rim, in standard deviations; NaN where it means nothing.
 
@@ -90,8 +111,7 @@ def core_contrast(image: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float,
     out, and the median keeps lesions out. So it is positive, and negative when the two are swapped. It means
     nothing in a head that still has skull and scalp, or in a part of a brain.
     """
-    litres = np.count_nonzero(brain) * np.prod(spacing_mm) / 1e6
-    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+    if not is_whole_brain(brain, spacing_mm):
         return float("nan")
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
@@ -115,9 +135,9 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(parts == 1 + sizes[1:].argmax(), structure=_IN_PLANE)
 
 
-def _dark_share(values: np.ndarray) -> float:
-    low, high = np.percentile(values, BET_PERCENTILES)
-    return float(np.mean(values < low + BET_FRACTION * (high - low)))
+def dark_share(values: np.ndarray) -> float:
+    """The share of a brain's voxels [N] that BET's threshold takes for air."""
+    return float(np.mean(~is_bright(values)))
 
 
 def _border(volume: np.ndarray) -> np.ndarray:

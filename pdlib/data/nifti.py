@@ -27,6 +27,7 @@ ZERO_TOLERANCE = 5e-7  # the same for a zero: 2 - 200 * float32(0.01) leaves 4e-
 
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 _OTHER_UNITS = {1: "metres", 3: "micrometres"}  # NIfTI's codes; 2 is mm, 0 unknown and taken for mm
+DICOM_SUFFIXES = {".dcm", ".ima"}
 _SILENT = logging.Logger("nibabel's repairs", level=logging.CRITICAL)
 
 
@@ -84,20 +85,24 @@ class Grid:
         return apply_orientation(array_zyx.transpose(2, 1, 0), ornt_transform(_CANONICAL, self.orientation))
 
 
-def read_array(path: Path | str, role: str) -> tuple[np.ndarray, Grid]:
+def read_array(path: Path | str, role: str, *, finite: bool = True) -> tuple[np.ndarray, Grid]:
     """The voxels [Z, Y, X] float64 of a sound 3D file, and its grid.
 
-    `role` says what the file is for, in the message about a missing one. Whatever goes wrong is a CaseError that names
-    the file: a damaged header leads nibabel and numpy to errors of many types.
+    `role` says what the file is for, in the message about a missing one. finite: refuse NaN and Inf. Whatever goes
+    wrong is a CaseError that names the file: a damaged header leads nibabel and numpy to errors of many types.
     """
     path = Path(path)
     try:
+        if dicom := find_dicom(path):
+            raise CaseError.of(path, f"DICOM; convert it first: dcm2niix -z y -o NEW_FOLDER {dicom.parent}")
         with path.open("rb") as stream:
             magic = stream.read(2)
             if not magic:
                 raise CaseError.of(path, "empty file (0 bytes)")
             stream.seek(0)
             stored, header = _parse(path, gzip.GzipFile(fileobj=stream) if magic == b"\x1f\x8b" else stream)
+        if finite and not np.isfinite(stored).all():
+            raise CaseError.of(path, "holds NaN or Inf")
         return _on_its_grid(path, stored, header)
     except CaseError:
         raise
@@ -105,10 +110,41 @@ def read_array(path: Path | str, role: str) -> tuple[np.ndarray, Grid]:
         raise CaseError.of(path, _cause(error, role)) from None
 
 
-def write_volume(path: Path | str, array_zyx: np.ndarray, grid: Grid, dtype: np.dtype | type | str) -> None:
+def find_dicom(path: Path | str) -> Path | None:
+    """The file where it is DICOM, and of a folder the first file, where that is; else None. OSError where unreadable.
+
+    DICOM is known by its magic word, which stands behind a preamble, or by the suffixes that scanners give.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = min((one for one in path.iterdir() if one.is_file() and not one.name.startswith(".")), default=path)
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        magic = stream.read(132)[128:]
+    return path if magic == b"DICM" or path.suffix.lower() in DICOM_SUFFIXES else None
+
+
+def same_grid(grid: Grid, other: Grid) -> bool:
+    """Whether two grids have the same canonical shape, and their voxels lie in the same places."""
+    return grid.canonical_shape == other.canonical_shape and _furthest_mm(grid, other) <= GRID_TOLERANCE_MM
+
+
+def read_description(path: Path | str) -> str:
+    """A NIfTI header's description; empty where there is none, and for a file that cannot be read."""
+    try:
+        return nib.load(path).header["descrip"].item().decode(errors="replace")
+    except (OSError, ValueError, KeyError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        return ""
+
+
+def write_volume(
+    path: Path | str, array_zyx: np.ndarray, grid: Grid, dtype: np.dtype | type | str, description: str | None = None
+) -> None:
     """Write a canonical [Z, Y, X] array as `dtype` on the grid it came from: axes, affine, form codes, voxel sizes.
 
-    The file appears whole or not at all. ValueError on a wrong shape; OSError names the file.
+    description: up to 79 ASCII characters for the header; None: the grid's own. The file appears whole or not at all.
+    ValueError on a wrong shape; OSError names the file.
     """
     path, stored = Path(path), grid.to_stored(array_zyx)
     if stored.shape != grid.shape:
@@ -116,6 +152,8 @@ def write_volume(path: Path | str, array_zyx: np.ndarray, grid: Grid, dtype: np.
     header = grid.header.copy()
     header.set_data_dtype(dtype)
     header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
+    if description is not None:
+        header["descrip"] = description
     header.extensions.clear()
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     data = image_class(stored.astype(dtype), grid.affine, header).to_bytes()
@@ -126,12 +164,16 @@ def require_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> 
     """Refuse `path` unless, by canonical axes, its voxels lie where those of `other_path` do."""
     if grid.canonical_shape != other.canonical_shape:
         raise CaseError.of(path, f"shape {grid.canonical_shape} differs from {other.canonical_shape} of {other_path}")
+    if not _furthest_mm(grid, other) <= GRID_TOLERANCE_MM:
+        raise CaseError.of(path, f"affine differs from that of {other_path}")
+
+
+def _furthest_mm(grid: Grid, other: Grid) -> float:
+    """The largest distance between a corner of one grid and the other's; the grids have one shape."""
     corners = np.array(list(product(*((0, length) for length in grid.canonical_shape))))  # [8, 3]
     with np.errstate(over="ignore"):
         apart = nib.affines.apply_affine(grid.canonical_affine - other.canonical_affine, corners)
-        furthest = np.linalg.norm(apart, axis=1).max()
-    if not furthest <= GRID_TOLERANCE_MM:
-        raise CaseError.of(path, f"affine differs from that of {other_path}")
+        return np.linalg.norm(apart, axis=1).max()
 
 
 def as_labels(path: Path, values: np.ndarray) -> np.ndarray:
@@ -158,8 +200,6 @@ def _on_its_grid(path: Path, stored: np.ndarray, header: nib.Nifti1Header) -> tu
     affine = header.get_best_affine()
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise CaseError.of(path, "the affine is singular or not finite")
-    if not np.isfinite(stored).all():
-        raise CaseError.of(path, "holds NaN or Inf")
     grid = Grid(stored.shape, affine, header)
     if not all(0 < size < float("inf") for size in grid.spacing_mm):
         raise CaseError.of(path, f"voxel sizes {grid.spacing_mm} are not positive and finite")

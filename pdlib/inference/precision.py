@@ -66,6 +66,17 @@ def fast_precision(device: torch.device) -> str:
     return "bf16-mixed" if GAIN * half < full else "32-true"
 
 
+def steady_precision(device: torch.device) -> str:
+    """The precision that the hardware is made for, without a measurement: the same in every run on a machine.
+
+    "bf16-mixed" on a GPU that computes in bfloat16 and a CPU that convolves in it (AMX, AVX512-BF16), else "32-true".
+    """
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return "bf16-mixed" if able.get("amx_bf16") or able.get("avx512_bf16") else "32-true"
+    return fast_precision(device) if device.type == "cuda" else "32-true"
+
+
 def _convolution_timer(device: torch.device, dtype: torch.dtype) -> Timer:
     x = torch.ones(4, 64, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     weight = torch.ones(64, 64, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)

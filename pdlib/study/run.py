@@ -233,7 +233,7 @@ class Run:
 
     def data_card(self) -> dict:
         """What a network's card tells of its data: which they were, and what `segment` needs to make others alike."""
-        spacings = np.array([self.volume(subject).spacing_mm[1:] for subject in self.subjects("train")])
+        spacings = np.array([self.volume(subject).spacing_mm for subject in self.subjects("train")])
         return {
             "fingerprint": self.data["fingerprint"],
             "phantom": self.data["phantom"],
@@ -243,12 +243,15 @@ class Run:
             "clip_percentiles": self.data["clip_percentiles"],
             "multiple": self.profile.data.multiple,
             "t1_dropped": self.profile.data.t1_dropped,
-            "in_plane_mm": {
-                "low": spacings.min(axis=0).tolist(),
-                "median": np.median(spacings, axis=0).tolist(),
-                "high": spacings.max(axis=0).tolist(),
-            },
+            "in_plane_mm": _range(spacings[:, 1:]),
+            "slice_mm": _range(spacings[:, 0]),
         }
+
+
+def _range(values: np.ndarray) -> dict:
+    """Of each column, or of a single one."""
+    ends = {"low": values.min(axis=0), "median": np.median(values, axis=0), "high": values.max(axis=0)}
+    return {name: end.tolist() for name, end in ends.items()}
 
 
 def spread_over(items: Sequence, count: int) -> list:

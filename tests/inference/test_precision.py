@@ -52,3 +52,14 @@ def test_settings_of_no_machine_are_refused():
         Compute(torch.device("cpu"), "auto", 8)
     with pytest.raises(ValueError, match="batch_size 0"):
         Compute(torch.device("cpu"), "32-true", 0)
+
+
+@pytest.mark.parametrize(
+    ("able", "chosen"),
+    [({"amx_bf16": True}, "bf16-mixed"), ({"avx512_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true")],
+)
+def test_steady_precision_measures_nothing(monkeypatch, able, chosen):
+    monkeypatch.setattr(precision, "_convolution_timer", lambda *_: pytest.fail("a convolution was timed"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert precision.steady_precision(torch.device("cpu")) == chosen
+    assert precision.steady_precision(torch.device("mps")) == "32-true"

@@ -7,137 +7,39 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from patients import (
+    CARDS,
+    change_card,
+    check_outputs,
+    matrix,
+    patient,
+    run,
+    volumes,
+    write,
+    write_networks,
+    write_pair,
+)
+from scipy import ndimage
 
-from pdlib.__main__ import main
 from pdlib.data import wmh
-from pdlib.inference import segment
-from pdlib.profiles import load_profile
-from pdlib.study.trainings import sampling_card
-from pdlib.training.weights import BUILDERS, export_weights, load_weights, write_weights
+from pdlib.evaluation.quality import AGREEMENT, FILE, IMAGE, Origin, fit
+from pdlib.inference import segment, trained
+from pdlib.training.weights import export_weights, load_weights
 
-SPACING = (4.8, 4.0, 3.0)  # of the tiny networks' training, x, y, z
+PRESEGMENTER = "attention_unet_0"
 REAL = os.environ.get("PDLIB_REAL_DATA")
-CHANGES = {
-    "chain": {"t_prime": 400, "stride": 2, "rule": "ddpm"},
-    "ensemble": {"size": 3},
-    "machine": {"batch_size": 8},
-    "comparison": {"t_prime_candidates": [400]},
-    "tdpm": {"t_primes": [400]},
-}
-DATA = {
-    "fingerprint": "0123",
-    "phantom": True,
-    "train": ["Utrecht/0", "Utrecht/1"],
-    "clip_percentiles": [0.5, 99.5],
-    "multiple": 4,
-    "in_plane_mm": {"low": [4.0, 4.8], "median": [4.0, 4.8], "high": [4.0, 4.8]},
-}
-SEGMENTER = {"name": "attention_unet", "in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2]}
-CARDS = {
-    "attention_unet_0": {"kind": "segmenter", "network": SEGMENTER | {"dropout": 0.0}},
-    "denoiser_0": {
-        "kind": "denoiser",
-        "network": {
-            "in_channels": 3,
-            "out_channels": 1,
-            "model_channels": 32,
-            "channel_mult": [1, 1],
-            "num_res_blocks": 1,
-            "attention_downsample": [],
-            "num_heads": 1,
-            "scale_shift": False,
-            "dropout": 0.0,
-        },
-        "diffusion": {
-            "schedule": {"name": "cosine", "steps": 10, "offset": 0.008, "max_beta": 0.999},
-            "codec": "zero_one",
-            "prediction": "v",
-        },
-        "t_max": 10,
-        "sampling": sampling_card(SimpleNamespace(profile=load_profile("smoke", CHANGES))),
-    },
-}
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """A folder of networks as trainings leave it, untrained. Read only."""
-    folder = tmp_path_factory.mktemp("trained") / "weights"
-    torch.manual_seed(0)
-    for name, card in CARDS.items():
-        network = BUILDERS[card["kind"]](**card["network"])
-        path = folder / name / "best.safetensors"
-        write_weights(path, network.state_dict(), card | {"data": DATA, "step": 2, "finished": True})
-    return folder
-
-
-def change_card(folder: Path, training: str, section: str | None = None, **changes) -> Path:
-    """Change a card, or a section of it, in place; the file."""
-    path = folder / training / "best.safetensors"
-    found = load_weights(path)
-    card = json.loads(json.dumps(found.card))
-    (card if section is None else card[section]).update(changes)
-    write_weights(path, found.tensors, card)
-    return path
-
-
-def matrix(spacing=SPACING, turn=(0, 0, 0)):
-    return nib.affines.from_matvec(nib.eulerangles.euler2mat(*turn) @ np.diag(spacing), [-40, 90, -30])
-
-
-def patient(seed=20, fold=1):
-    """FLAIR and T1 [X, Y, Z] of an ellipsoid with a bright part; each voxel split in-plane into fold x fold."""
-    rng = np.random.default_rng(seed)
-    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in (20, 24, 5)), indexing="ij")
-    inside = (x / 0.85) ** 2 + (y / 0.9) ** 2 + (z / 1.3) ** 2 < 1
-    bright = (abs(x - 0.2) < 0.3) & (abs(y) < 0.3)
-    flair = inside * (300 + 250 * bright + 20 * rng.standard_normal(inside.shape))
-    t1 = inside * (500 - 150 * bright + 20 * rng.standard_normal(inside.shape))
-    return [scan.repeat(fold, axis=0).repeat(fold, axis=1) for scan in (flair, t1)]
-
-
-def write(path: Path, array, affine=None, dtype=np.float32, kind=nib.Nifti1Image) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(kind(array.astype(dtype), matrix() if affine is None else affine), path)
-    return path
-
-
-def write_pair(folder: Path, affine=None, fold=1, **how) -> tuple[Path, Path]:
-    names = ("FLAIR.nii.gz", "T1.nii.gz")
-    return tuple(write(folder / n, scan, affine, **how) for n, scan in zip(names, patient(fold=fold), strict=True))
-
-
-def run(weights, flair, t1, out, brain_mask=None):
-    """`python -m pdlib segment`; its exit code."""
-    options = {"--flair": flair, "--t1": t1, "--out": out, "--weights": weights, "--brain-mask": brain_mask}
-    return main(["segment", *(str(part) for pair in options.items() if pair[1] is not None for part in pair)])
-
-
-def volumes(folder: Path) -> dict[str, nib.Nifti1Image]:
-    return {name: nib.load(folder / f"{name}.nii.gz") for name in ("mask", "mean", "uncertainty")}
-
-
-def check_outputs(flair: Path, out: Path) -> dict[str, np.ndarray]:
-    """On the FLAIR's grid, in range, agreeing with each other; as arrays."""
-    given, found = nib.load(flair), {}
-    for name, image in volumes(out).items():
-        assert image.shape == given.shape[:3], name
-        np.testing.assert_allclose(image.affine, given.affine, atol=1e-4)
-        found[name] = np.asarray(image.dataobj)
-    kinds = {name: array.dtype.name for name, array in found.items()}
-    assert kinds == {"mask": "uint8", "mean": "float32", "uncertainty": "float32"}
-    np.testing.assert_array_equal(found["mask"] == 1, found["mean"] >= 0.5)
-    assert 0 <= found["mean"].min() and found["mean"].max() <= 1
-    assert found["mean"].max() > 0 and 0 < found["uncertainty"].max() <= 0.25
-    assert (out / "overlay.png").read_bytes().startswith(b"\x89PNG")
-    return found
+    """Networks as trainings leave them, untrained. Read only."""
+    return write_networks(tmp_path_factory.mktemp("trained") / "weights")
 
 
 GRIDS = {
@@ -200,6 +102,44 @@ def test_the_same_files_give_the_same_bytes(weights, tmp_path):
     for name in ("mask", "mean", "uncertainty"):
         one, two = (tmp_path / out / f"{name}.nii.gz" for out in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
+    assert report_but_cost(tmp_path / "one") == report_but_cost(tmp_path / "two")
+
+
+def report_but_cost(out: Path) -> dict:
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report.pop("cost")["seconds"] > 0
+    return report
+
+
+def test_the_report_tells_files_networks_settings_and_the_score_fitted_to_them(weights, tmp_path):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    digests = {name: load_weights(folder / name / "best.safetensors").digest for name in ("denoiser_0", PRESEGMENTER)}
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({name: rng.random(20) for name in ("dice", *AGREEMENT, *IMAGE)}).assign(subject=range(20))
+    origin = Origin(networks=digests, phantom=True, members=2, calls=2, threshold=0.4)
+    fit(table, origin, folds=4, resamples=10, confidence=0.95, seed=0).save(folder / FILE)
+    flair, t1 = write_pair(tmp_path)
+
+    def report(out, **options):
+        assert run(folder, flair, t1, tmp_path / out, members=2, calls=2, **options) == 0
+        return json.loads((tmp_path / out / "report.json").read_text(encoding="utf-8"))
+
+    found = report("asked", threshold=0.4)
+    assert found["networks"]["sha256"] == digests
+    assert {role: one["file"] for role, one in found["inputs"].items()} == {"FLAIR": str(flair), "T1": str(t1)}
+    assert {name: found["settings"][name] for name in ("members", "calls", "threshold")} == {
+        "members": 2,
+        "calls": 2,
+        "threshold": 0.4,
+    }
+    assert 0 <= found["quality"]["predicted_dice"] <= 1 and found["quality"]["do_not_trust"], (
+        "unlike 20 random subjects"
+    )
+    other = report("other threshold")["quality"]
+    assert other["predicted_dice"] is None and "threshold" in other["means"]
+    (folder / FILE).write_text("{}")
+    with pytest.raises(ValueError, match=FILE):
+        trained.Trained.read(folder)
 
 
 def test_nothing_is_found_outside_a_given_brain(weights, tmp_path):
@@ -232,7 +172,7 @@ def one_line(capsys) -> str:
 def profiles(weights, tmp_path, monkeypatch):
     """Trains profiles: their networks are copied to where a run leaves them."""
     monkeypatch.setenv("PDLIB_OUT", str(tmp_path / "runs of mine"))
-    monkeypatch.setattr(segment, "COMMITTED", tmp_path / "committed")
+    monkeypatch.setattr(trained, "COMMITTED", tmp_path / "committed")
 
     def train(*names: str) -> list[Path]:
         return [shutil.copytree(weights, tmp_path / "runs of mine" / "runs" / name / "weights") for name in names]
@@ -269,7 +209,7 @@ def test_where_no_profile_is_trained_the_networks_of_the_repository_are_taken(we
     assert f"weights: {tmp_path / 'committed'} (of the repository, trained by profile night)" in lines
     assert any(f"warning: profile cpu is passed over: {unfinished}" in line for line in lines)
     change_card(cpu, "denoiser_0", finished=True)
-    assert segment.find_trained(None)[0].profile == "cpu"
+    assert trained.find_trained(None)[0].profile == "cpu"
 
 
 def test_a_profile_is_taken_by_its_name(profiles, tmp_path, capsys):
@@ -289,9 +229,9 @@ def test_a_folder_named_like_a_profile_is_still_to_be_had(weights, profiles, tmp
     profiles("cpu")
     folder = shutil.copytree(weights, tmp_path / "here" / "cpu")
     monkeypatch.chdir(folder.parent)
-    assert segment.find_trained("cpu")[0].profile == "cpu"
+    assert trained.find_trained("cpu")[0].profile == "cpu"
     for named in ("./cpu", Path("cpu")):
-        assert segment.find_trained(named)[0].folder == Path("cpu")
+        assert trained.find_trained(named)[0].folder == Path("cpu")
 
 
 def test_smoke_networks_are_never_taken_unasked(profiles, tmp_path, capsys):
@@ -379,7 +319,7 @@ def no_work(monkeypatch):
 
 @pytest.mark.parametrize("role", ["FLAIR", "T1", "brain mask"])
 def test_an_input_is_never_overwritten(weights, tmp_path, capsys, no_work, role):
-    no_work.setattr(wmh, "read_images", lambda *_, **__: pytest.fail("a file was read"))
+    no_work.setattr(segment, "read_scan", lambda *_, **__: pytest.fail("a file was read"))
     pair = write_pair(tmp_path)
     paths = {"FLAIR": pair[0], "T1": pair[1], "brain mask": write(tmp_path / "brain.nii.gz", np.ones((20, 24, 5)))}
     paths[role] = paths[role].rename(tmp_path / "mask.nii.gz")
@@ -451,20 +391,19 @@ def huge(path: Path) -> None:
     path.write_bytes(header.binaryblock + b"\0" * 1000)
 
 
-def with_nan(path: Path) -> None:
-    scan = patient()[0]
-    scan[3, 3, 3] = np.nan
-    write(path, scan)
+def far_away() -> np.ndarray:
+    affine = matrix()
+    affine[:3, 3] += 1000
+    return affine
 
 
 BAD = {
     "truncated gzip": ("FLAIR", lambda p: p.write_bytes(p.read_bytes()[:-200]), "truncated"),
     "zero bytes": ("T1", lambda p: p.write_bytes(b""), "empty file"),
     "4D": ("FLAIR", lambda p: write(p, np.ones((20, 24, 5, 2))), "3D"),
-    "another shape": ("T1", lambda p: write(p, patient()[1][1:]), "shape"),
-    "another affine": ("T1", lambda p: write(p, patient()[1], matrix(turn=(0, 0, 0.2))), "affine"),
     "missing T1": ("T1", Path.unlink, "missing T1"),
-    "NaN": ("FLAIR", with_nan, "NaN"),
+    "DICOM": ("FLAIR", lambda p: p.write_bytes(b"\0" * 128 + b"DICM"), "DICOM; convert it first: dcm2niix"),
+    "elsewhere": ("T1", lambda p: write(p, patient()[1], far_away()), "does not overlap with the FLAIR"),
     "all zero": ("FLAIR", lambda p: write(p, np.zeros((20, 24, 5))), "no contrast"),
     "complex": ("FLAIR", lambda p: write(p, patient()[0], dtype=np.complex64), "not plain numbers"),
     "a huge claim": ("FLAIR", huge, "limit"),
@@ -510,3 +449,164 @@ def test_real_cases_keep_their_grid(weights, tmp_path):
         out = tmp_path / case.subject
         assert run(weights, case.flair, case.t1, out) == 0
         check_outputs(case.flair, out)
+
+
+@pytest.fixture
+def dropped(weights, tmp_path) -> Path:
+    """Networks that were trained with the T1 dropped at times."""
+    folder = shutil.copytree(weights, tmp_path / "dropped")
+    for training in CARDS:
+        change_card(folder, training, "data", t1_dropped=0.2)
+    return folder
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """The volumes that the networks were given."""
+    given, draw_member = [], segment.draw_member
+
+    def spy(network, subject, *others):
+        given.append(subject.volume)
+        return draw_member(network, subject, *others)
+
+    monkeypatch.setattr(segment, "draw_member", spy)
+    return given
+
+
+def test_a_flair_alone_is_refused_by_networks_that_always_saw_a_t1(weights, tmp_path, capsys, no_work):
+    flair, _ = write_pair(tmp_path)
+    assert run(weights, flair, None, tmp_path / "out") == 2
+    line = one_line(capsys)
+    assert line.startswith(f"pdlib: {flair}: no T1") and "give --t1 FILE" in line and str(weights) in line
+
+
+def test_a_flair_alone_is_segmented_by_networks_that_know_it(dropped, tmp_path, capsys, seen):
+    flair, _ = write_pair(tmp_path)
+    assert run(dropped, flair, None, tmp_path / "out") == 0
+    check_outputs(flair, tmp_path / "out")
+    assert not seen[0].image[1].any() and seen[0].image[0].any()
+    assert "warning: no T1 was given: the networks see the FLAIR alone" in capsys.readouterr().err.splitlines()
+
+
+def test_a_t1_on_another_grid_is_brought_onto_the_flairs(weights, tmp_path, capsys, seen):
+    """The same T1, stored finer and mirrored: the networks see about the same, and a note says what was done."""
+    flair, t1 = write_pair(tmp_path)
+    expected = wmh.read_images(flair, t1, clip_percentiles=(0.5, 99.5))
+    finer = np.diag([-0.5, 0.5, 0.5, 1.0])  # from its voxels to the FLAIR's
+    finer[:3, 3] = [19.25, -0.25, -0.25]
+    write(t1, np.flip(patient()[1].repeat(2, 0).repeat(2, 1).repeat(2, 2), 0), matrix() @ finer)
+    assert run(weights, flair, t1, tmp_path / "out") == 0
+    check_outputs(flair, tmp_path / "out")
+    np.testing.assert_array_equal(seen[0].image[0], expected.image[0])
+    inner = ndimage.binary_erosion(expected.brain, iterations=2)
+    assert np.corrcoef(seen[0].image[1, inner], expected.image[1, inner])[0, 1] > 0.95
+    said = capsys.readouterr().err
+    assert "the T1 was brought from its grid (40x48x10, 2.4x2x1.5 mm) onto the FLAIR's (20x24x5, 4.8x4x3 mm)" in said
+
+
+ACQUIRED = {
+    "isotropic": ((1.0, 1.0, 1.0), "RPI"),
+    "sagittal": ((6.0, 1.0, 1.0), "PIR"),
+    "coronal": ((1.0, 6.0, 1.0), "LAS"),
+}
+
+
+@pytest.mark.parametrize(("spacing", "axes"), ACQUIRED.values(), ids=ACQUIRED)
+def test_other_acquisitions_are_cut_axially_and_brought_back(weights, tmp_path, capsys, seen, spacing, axes):
+    flair, t1 = (tmp_path / name for name in ("FLAIR.nii.gz", "T1.nii.gz"))
+    for path, scan in zip((flair, t1), ellipsoid(spacing), strict=True):
+        image = nib.Nifti1Image(scan.astype(np.float32), matrix(spacing, (0.1, -0.05, 0.1)))
+        nib.save(image.as_reoriented(ornt_transform(io_orientation(np.eye(4)), axcodes2ornt(axes))), path)
+    assert run(weights, flair, t1, tmp_path / "out") == 0
+    found = check_outputs(flair, tmp_path / "out")
+    assert nib.aff2axcodes(volumes(tmp_path / "out")["mask"].affine) == tuple(axes)
+    given = np.asarray(nib.load(flair).dataobj) > 0
+    assert np.count_nonzero((found["mean"] > 0) & ~given) == 0
+    assert np.count_nonzero(found["mean"] > 0) > 0.8 * np.count_nonzero(given)
+    assert seen[0].spacing_mm == pytest.approx((3.0, 4.0, 4.8), rel=0.1)
+    err = capsys.readouterr().err
+    assert "slices of 1 mm were averaged to 3 mm" in err
+    assert next(iter(key for key, value in ACQUIRED.items() if value[0] == spacing)) in err or spacing == (1, 1, 1)
+
+
+def ellipsoid(spacing) -> tuple[np.ndarray, np.ndarray]:
+    """FLAIR and T1 of an ellipsoid, 48 x 60 x 30 mm in a box of 60 x 72 x 36."""
+    rng = np.random.default_rng(3)
+    shape = np.rint(np.array([60, 72, 36]) / spacing).astype(int)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    inside = (x / 0.8) ** 2 + (y / 0.83) ** 2 + (z / 0.83) ** 2 < 1
+    bright = (abs(x) < 0.3) & (abs(y) < 0.3)
+    return inside * (300 + 250 * bright + 9 * rng.standard_normal(shape)), inside * (
+        500 - 150 * bright + 9 * rng.standard_normal(shape)
+    )
+
+
+def test_voxels_that_are_no_numbers_are_taken_for_zero_with_a_note(weights, tmp_path, capsys):
+    flair, t1 = write_pair(tmp_path)
+    scan = patient()[0]
+    scan[scan == 0] = np.nan
+    scan[10, 12, 2] = np.inf
+    write(flair, scan)
+    assert run(weights, flair, t1, tmp_path / "out") == 0
+    assert not np.isnan(check_outputs(flair, tmp_path / "out")["mean"]).any()
+    assert "voxels of the FLAIR are NaN or infinite, and were taken for 0" in capsys.readouterr().err
+
+
+def test_threshold_members_and_calls_change_what_they_name(weights, upright, tmp_path, capsys, monkeypatch):
+    chains, sample_members = [], segment.sample_members
+
+    def spy(sampler, subject, starts, members, *others):
+        chains.append((sampler.chain.calls, len(members), starts.sum()))
+        return sample_members(sampler, subject, starts, members, *others)
+
+    monkeypatch.setattr(segment, "sample_members", spy)
+    flair, t1 = write_pair(tmp_path)
+    assert run(weights, flair, t1, tmp_path / "one", threshold=0.3, calls=1, members=1, device="cpu") == 0
+    found = {name: np.asarray(image.dataobj) for name, image in volumes(tmp_path / "one").items()}
+    np.testing.assert_array_equal(found["mask"] == 1, found["mean"] >= 0.3)
+    assert not found["uncertainty"].any()
+    assert "warning: one member alone has no uncertainty" in capsys.readouterr().err
+    assert run(weights, flair, t1, tmp_path / "two", threshold=0.6) == 0
+    assert chains[0][:2] == (1, 1) and chains[1][:2] == (2, 3)
+    assert chains[0][2] == chains[1][2], "the chain starts from the same pre-segmentation, whatever the threshold"
+    np.testing.assert_array_equal(np.asarray(volumes(tmp_path / "two")["mean"].dataobj), upright["mean"])
+
+
+REFUSED = {
+    "threshold 0": ({"threshold": 0}, "--threshold 0: must lie between 0 and 1"),
+    "threshold 1": ({"threshold": 1.5}, "--threshold 1.5"),
+    "threshold NaN": ({"threshold": "nan"}, "--threshold nan"),
+    "no member": ({"members": 0}, "--members 0: must be 1 to"),
+    "no call": ({"calls": 0}, "--calls 0: must be at least 1"),
+    "more calls than steps": ({"calls": 5}, "--calls 5: the networks' chain has 4 steps"),
+    "no such device": ({"device": "abacus"}, "--device abacus: no such device; choose auto, cpu"),
+    "a device without voxels": ({"device": "meta"}, "--device meta: not used here"),
+    "no such GPU": ({"device": "cuda:77"}, "--device cuda:77: this machine"),
+}
+
+
+@pytest.mark.parametrize(("options", "cause"), REFUSED.values(), ids=REFUSED)
+def test_an_option_that_cannot_be_is_refused_in_one_line(weights, tmp_path, capsys, no_work, options, cause):
+    assert run(weights, *write_pair(tmp_path), tmp_path / "out", **options) == 2
+    assert cause in one_line(capsys) and not (tmp_path / "out").exists()
+
+
+def test_seconds_and_memory_are_said(weights, tmp_path, capsys):
+    assert run(weights, *write_pair(tmp_path), tmp_path / "out") == 0
+    *_, seconds, memory = capsys.readouterr().out.splitlines()
+    assert float(seconds.removeprefix("seconds: ")) > 0
+    assert 0.1 < float(memory.removeprefix("peak memory: ").removesuffix(" GB")) < 100
+
+
+def test_another_process_gives_the_same_bytes(weights, tmp_path):
+    flair, t1 = write_pair(tmp_path)
+    assert run(weights, flair, t1, tmp_path / "here", device="cpu") == 0
+    command = [sys.executable, "-m", "pdlib", "segment", "--flair", flair, "--t1", t1, "--weights", weights]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "--device", "cpu", "--out", tmp_path / "there"], env=environment, check=True, capture_output=True
+    )
+    for name in ("mask", "mean", "uncertainty", "overlay"):
+        here, there = (tmp_path / out / segment.FILES[name] for out in ("here", "there"))
+        assert here.read_bytes() == there.read_bytes(), name
+    assert report_but_cost(tmp_path / "here") == report_but_cost(tmp_path / "there")

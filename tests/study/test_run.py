@@ -99,6 +99,7 @@ def test_training_slices_are_those_of_the_training_subjects(networks):
 def test_a_card_tells_the_data_as_segment_needs_them(networks):
     card = networks.run.data_card()
     assert card["in_plane_mm"]["median"] == pytest.approx([4.0, 4.8]) and card["clip_percentiles"] == [0.5, 99.5]
+    assert card["slice_mm"] == {"low": 3.0, "median": 3.0, "high": 3.0}
     assert card == networks.run.weights("denoiser_0").card["data"] and json.loads(json.dumps(card)) == card
 
 
