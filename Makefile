@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 
 # What the user gives reaches Python as it was typed: neither make nor a shell reads it.
-unexport PROFILE FOLDS DATA OUT CHANGES CORES TARGETS DRY MEASURE
+unexport PROFILE FOLDS DATA OUT CHANGES CORES TARGETS DRY MEASURE FOLDER NOTEBOOKS SYSTEMS PYTHONS
 export PDLIB_PROFILE = $(value PROFILE)
 export PDLIB_FOLDS = $(value FOLDS)
 export PDLIB_DATA = $(value DATA)
@@ -14,6 +14,10 @@ export PDLIB_CORES = $(value CORES)
 export PDLIB_TARGETS = $(value TARGETS)
 export PDLIB_DRY = $(value DRY)
 export PDLIB_MEASURE = $(value MEASURE)
+export PDLIB_FOLDER = $(value FOLDER)
+export PDLIB_NOTEBOOKS = $(value NOTEBOOKS)
+export PDLIB_SYSTEMS = $(value SYSTEMS)
+export PDLIB_PYTHONS = $(value PYTHONS)
 
 export PYTHONHASHSEED := 0
 # glibc keeps large freed blocks instead of handing each back to the system: a tenth faster on the CPU.
@@ -23,24 +27,35 @@ export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser bench data lab book weights readme clean
+.PHONY: help reproduce test test-browser bench data lab book weights plan workshop wheels readme clean
 
 help:
-	@echo "make reproduce [PROFILE=smoke|cpu|night|gpu|paper] [DATA=folder] [OUT=folder] [CORES=n]   every table and figure"
-	@echo "make reproduce CHANGES='{chain: {eta: 0.0}}'                                        the same with other settings"
-	@echo "make reproduce FOLDS=all|'0 2'                                                      the same for other test folds"
-	@echo "make reproduce DRY=1                                                                what would run"
-	@echo "make reproduce MEASURE=0                                                            no estimate of the time first"
-	@echo "make test                                                                           the tests"
-	@echo "make test-browser                                                                   notebooks in JupyterLab, in a real browser"
-	@echo "make bench                                                                          speed, into results/bench_*.csv"
-	@echo "make data DATA=folder ACCEPT=1                                                      the WMH challenge's training cases, under its licence"
-	@echo "make lab                                                                            JupyterLab on the notebooks"
-	@echo "make book [PROFILE=smoke|cpu|night|gpu|paper] [OUT=folder]                               the executed notebooks as a book"
-	@echo "make weights PROFILE=night                                                          its networks into weights/"
-	@echo "make plan PROFILE=night                                                             what that run can show, before it"
-	@echo "make readme                                                                         the numbers of README and docs/, from results/"
-	@echo "make clean                                                                          removes the environment and the runs"
+	@printf '%-33s %s\n' \
+	"make reproduce" "every table and figure" \
+	"  PROFILE=smoke|cpu|night|gpu" "  how large a study, also: paper; unasked: cpu" \
+	"  DATA=folder" "  real cases in the place of the phantom" \
+	"  OUT=folder" "  runs, results and figures below another folder" \
+	"  FOLDS=all|'0 2'" "  other test folds" \
+	"  CHANGES='{chain: {eta: 0.0}}'" "  other settings" \
+	"  CORES=n" "  how many jobs at a time; unasked: as many as there are cores" \
+	"  DRY=1" "  only what would run" \
+	"  MEASURE=0" "  no estimate of the time first" \
+	"make data DATA=folder ACCEPT=1" "the WMH challenge's training cases, under its licence" \
+	"make lab [FOLDER=folder]" "JupyterLab on the notebooks, or on a folder of them" \
+	"make book [PROFILE=...] [OUT=...]" "the executed notebooks as a book" \
+	"make plan PROFILE=night" "what that run can show, before it" \
+	"make weights PROFILE=night" "its networks into weights/" \
+	"make workshop" "sheets for students, and each solution tried" \
+	"  NOTEBOOKS='00 05'" "  of some notebooks; unasked: of all" \
+	"make wheels" "all packages in a folder, for laptops without internet" \
+	"  FOLDER=folder" "  unasked: runs/wheels" \
+	"  SYSTEMS='linux macos'" "  unasked: both" \
+	"  PYTHONS='3.11 3.12'" "  unasked: the one that runs here" \
+	"make readme" "the numbers of README and docs/, from results/" \
+	"make bench" "speed, into results/bench_*.csv" \
+	"make test" "the tests" \
+	"make test-browser" "notebooks in JupyterLab, in a real browser" \
+	"make clean" "removes the environment and the runs"
 
 $(READY): pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdlib needs Python 3.11 or newer")'
@@ -81,6 +96,12 @@ weights: $(READY)
 
 plan: $(READY)
 	@"$(PYTHON)" -m pdlib.study.plan "$$PDLIB_PROFILE" "$$PDLIB_CHANGES"
+
+workshop: $(READY)
+	@"$(PYTHON)" -m pdlib.workshop
+
+wheels: $(READY)
+	@"$(PYTHON)" -m pdlib.wheels
 
 readme: $(READY)
 	"$(PYTHON)" -m pdlib.report.readme

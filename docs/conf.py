@@ -34,6 +34,7 @@ nb_merge_streams = True
 nb_render_markdown_format = "myst"  # which has tables
 nb_output_stderr = "remove"  # progress bars
 nb_ipywidgets_js = {}  # sliders need a kernel
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]  # so their picture is shown
 
 add_module_names = False
 autodoc_default_options = {"exclude-members": "set"}  # which matplotlib gives to every figure

@@ -40,7 +40,7 @@ TABLES = {
     "agreement": "Members and raters",
     "fundus": "Photographs",
 }
-WIDGET = "application/vnd.jupyter.widget-view+json"  # what only a kernel can draw
+WIDGET, STILL = "application/vnd.jupyter.widget-view+json", "image/png"  # what only a kernel can draw, and its picture
 _NAME = re.compile(r"(?<![`}])`(pdlib(?:\.\w+)+)`")  # of something in the API
 _POINTER = re.compile(r'(\]\(|src=")\.\./([^)"#\s]+)')  # of a page in docs/ to what lies beside docs/
 
@@ -93,12 +93,14 @@ def _bring(pointed: str, source: Path) -> None:
 
 
 def lesson(place: Layout, name: str) -> nbformat.NotebookNode:
-    """A notebook as a page: no widgets, its solutions folded away, and a note where the run has not executed it."""
+    """A notebook as a page: of widgets those with a picture, solutions folded away, a note where no run executed it."""
     path = executed(place, name)
     notebook = nbformat.read(path or NOTEBOOKS / f"{name}.ipynb", as_version=4)
     for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [
+                output for output in cell.outputs if {WIDGET, STILL} & {*output.get("data", {})} != {WIDGET}
+            ]
         if "solution" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("hide-cell")
             cell.metadata.mystnb = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}

@@ -1,5 +1,6 @@
 """`make lab`: JupyterLab on the notebooks, and a git filter and a hook that leave out what saving one adds to it.
 
+PDLIB_FOLDER, in the environment, names another folder of notebooks, such as a workshop's sheets.
 `python -m pdlib.lab clean` is the filter: a notebook on stdin, its cells alone on stdout.
 """
 
@@ -75,7 +76,8 @@ def main(arguments: list[str]) -> int:
         return 0
     install_filter(ROOT, Path(sys.executable))
     hook = "--FileContentsManager.post_save_hook=pdlib.lab.after_saving"
-    return subprocess.run([sys.executable, "-m", "jupyterlab", hook, str(NOTEBOOKS)], env=_environment()).returncode
+    folder = os.environ.get("PDLIB_FOLDER") or str(NOTEBOOKS)
+    return subprocess.run([sys.executable, "-m", "jupyterlab", hook, folder], env=_environment()).returncode
 
 
 def _environment() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A book of two executed notebooks: it holds them, the API and a search index, and no page fetches from elsewhere."""
 
+import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ from pdlib import book
 from pdlib.paths import NOTEBOOKS, PACKAGE, Layout
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+STILL = base64.b64encode(base64.b64decode(PICTURE) + b"a slider's picture").decode()
 FETCHED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
 
 
@@ -27,9 +29,10 @@ class Fetches(HTMLParser):
 
 
 def executed_copy(place: Layout, job: str) -> None:
-    """What papermill leaves behind: a picture, a table, a progress bar, a sentence and a solved exercise."""
+    """What papermill leaves behind: a picture, a table, a progress bar, a slider, a sentence and a solved exercise."""
     data = [{"image/png": PICTURE}, {"text/html": "<table><tr><td>0.5</td></tr></table>"}]
     data.append({book.WIDGET: {"model_id": "a"}, "text/plain": "  0%|          | 0/7"})
+    data.append({book.WIDGET: {"model_id": "b"}, "text/plain": "Viewer(IntSlider())", "image/png": STILL})
     code = nbformat.v4.new_code_cell("print('seen')", execution_count=1)
     code.outputs = [nbformat.v4.new_output("display_data", one) for one in data]
     code.outputs.append(nbformat.v4.new_output("stream", text="zebra seen"))
@@ -58,6 +61,8 @@ def test_it_holds_the_lessons_as_they_ran(pages):
         text = (pages / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
         assert "zebra seen" in text and "Show the solution" in text and "0/7" not in text
         assert "<math" in text and "math/tex" not in text
+        (still,) = (path for path in (pages / "_images").iterdir() if path.read_bytes() == base64.b64decode(STILL))
+        assert f"../_images/{still.name}" in text and "widget-view" not in text and "IntSlider" not in text
     (unseen,) = (pages / "notebooks").glob("11_claims.html")
     assert "has not executed this notebook" in unseen.read_text(encoding="utf-8")
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {path.stem for path in (pages / "notebooks").iterdir()}

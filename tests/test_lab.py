@@ -84,8 +84,11 @@ def test_what_is_no_notebook_stays_as_it_is():
 def test_lab_sets_the_filter_before_it_opens(monkeypatch):
     calls = []
     monkeypatch.setattr(lab, "install_filter", lambda root, python: calls.append(("filter", root)))
+    monkeypatch.delenv("PDLIB_FOLDER", raising=False)
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(subprocess, "run", lambda command, env: calls.append(("lab", *command[-2:])) or done)
     assert lab.main([]) == 0
     hook = "--FileContentsManager.post_save_hook=pdlib.lab.after_saving"
     assert calls == [("filter", ROOT), ("lab", hook, str(NOTEBOOKS))]
+    monkeypatch.setenv("PDLIB_FOLDER", "sheets of 5 May")
+    assert lab.main([]) == 0 and calls[-1] == ("lab", hook, "sheets of 5 May")

@@ -1,9 +1,13 @@
-"""README's computed parts: a picture, what was found, a few rows of Table 1, and the notebooks with what they cost."""
+"""README's computed parts: a picture, what was found, a few rows of Table 1, and the notebooks with what they cost.
+
+The teacher's page has the notebooks' minutes from here, too.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from pdlib.evaluation import records
 from pdlib.paths import RUN_TIMES, Layout
 from pdlib.report import tables
 
@@ -79,6 +83,18 @@ def notebooks(place: Layout) -> str:
     course, further = names[: names.index(LAST) + 1], names[names.index(LAST) + 1 :]
     first, more = (_lessons(place, some, minutes) for some in (course, further))
     return f"{first}\n\n<details><summary>{len(further)} more: {FURTHER}</summary>\n\n{more}\n\n</details>"
+
+
+def times() -> str:
+    """How long each notebook takes by itself, for a page of docs/; a sentence where nobody has measured it."""
+    minutes = _minutes()
+    if not minutes:
+        return f"The notebooks' minutes at `{TIMED}` values have not been measured yet."
+    rows = [
+        (f"[{name}](../notebooks/{name}.ipynb)", LESSONS[name][0], minutes[name]) for name in LESSONS if name in minutes
+    ]
+    caption = f"Minutes of each notebook by itself (profile {TIMED}, {records.read_stamp(RUN_TIMES)['device']})"
+    return tables.table_markdown(pd.DataFrame(rows, columns=["Notebook", "Question", "Minutes"]), caption).strip()
 
 
 def _lessons(place: Layout, names: Sequence[str], minutes: Mapping[str, str]) -> str:

@@ -55,6 +55,7 @@ def parts(place: Layout) -> dict[Path, dict[str, str]]:
             "notebooks": front.notebooks(place),
         },
         DOCS / "results.md": {"results": numbers(place), "pictures": pictures(place)},
+        DOCS / "teaching.md": {"times": front.times()},
         DOCS / "speed.md": {"steps": "\n\n".join(speeds(place)), "threads": threads()},
     }
 

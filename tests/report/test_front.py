@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from pdlib.evaluation import records
 from pdlib.paths import NOTEBOOKS, Layout
 from pdlib.report import front, tables
 
@@ -72,6 +73,17 @@ def test_every_notebook_has_its_question_and_what_is_known_of_it(place, tmp_path
     course, _, further = front.notebooks(place).partition("<details>")
     assert "| Notebook | The question it answers | Minutes | Picture |" in course and "| 1.5 |" in course
     assert 'src="figures/cpu/fig3.png"' in course and "Picture" not in further and "12_wolleb2021" in further
+
+
+def test_a_teacher_is_told_the_minutes_that_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(front, "RUN_TIMES", tmp_path / "run_times.csv")
+    assert front.times() == "The notebooks' minutes at `lesson` values have not been measured yet."
+    times = {"profile": ["lesson", "cpu"], "notebook": ["05_sweep_t_prime", "00_tour"], "seconds": [75.0, 900.0]}
+    records.write_table(tmp_path / "run_times.csv", pd.DataFrame(times), {"device": "2 cores"})
+    caption, _, head, _, row = front.times().splitlines()
+    assert caption == "Minutes of each notebook by itself (profile lesson, 2 cores)"
+    assert head == "| Notebook | Question | Minutes |"
+    assert row == "| [05_sweep_t_prime](../notebooks/05_sweep_t_prime.ipynb) | How far to diffuse? | 1.2 |"
 
 
 def test_the_picture_is_left_out_until_it_is_drawn(place):
