@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--weights",
         metavar="DIR|PROFILE",
-        help="trained networks: their folder, or a profile's name (default: the best profile that is trained)",
+        help="trained networks: their folder, or a profile's name (default: of the best profile that has some)",
     )
     one.add_argument("--brain-mask", type=Path, metavar="FILE", help="NIfTI, on any grid: nonzero is brain")
     as_trained = "(default: as the networks were trained)"

@@ -14,11 +14,11 @@ NOTEBOOKS = ROOT / "notebooks"
 DOCS = ROOT / "docs"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
-COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as those of a run
+COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as those of a run; scan/: of the profile scan
 COMMITTED_SCORES = ROOT / "results" / "weights.csv"
 RUN_TIMES = ROOT / "results" / "run_times.csv"  # columns profile, notebook, seconds
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
-BEST_FIRST = ("paper", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
+BEST_FIRST = ("paper", "scan", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order
 SHARED_JOBS = ("01_prepare_data", "09_read_the_kernels", "13_all_folds")  # notebook runs that belong to no one fold
 PROFILE_JOBS = (  # and those that belong to the profile as it stands, where changed settings leave its networks alone
@@ -150,9 +150,12 @@ def weights_folder(profile: str) -> Path:
     return layout(profile).weights("denoiser_0").parent
 
 
-def committed_weights(name: str) -> Path:
-    """The weights file of a training that the repository comes with, whether or not there is one."""
-    return COMMITTED / name / "best.safetensors"
+def committed_weights(name: str, profile: str = "") -> Path:
+    """The weights file of a training that the repository comes with, whether or not there is one.
+
+    profile: one whose networks lie in a folder of their own; those of the reference study lie at the top.
+    """
+    return COMMITTED / profile / name / "best.safetensors"
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

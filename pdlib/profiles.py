@@ -60,6 +60,7 @@ class Profile(Section):
     seed: Whole
     fold: Whole
     reference: str | None  # the profile whose networks are in weights/ and whose scores the ledger reads; None: its own
+    fine_tune: bool  # on patients trainings go on from the profile's networks in weights/, where they come along
     repeats: Repeats
     data: Data
     machine: Machine

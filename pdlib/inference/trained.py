@@ -10,7 +10,7 @@ from pdlib.diffusion.sampler import Chain
 from pdlib.evaluation.quality import FILE, Quality
 from pdlib.inference.chains import chain_of
 from pdlib.methods import CHAIN, METHODS
-from pdlib.paths import BEST_FIRST, COMMITTED, weights_folder
+from pdlib.paths import BEST_FIRST, committed_weights, weights_folder
 from pdlib.profiles import profile_names
 from pdlib.sections.design import ChainSettings
 from pdlib.training.weights import Weights, load_weights, same_data
@@ -86,7 +86,7 @@ class Trained:
     @property
     def committed(self) -> bool:
         """Whether these are the networks that the repository comes with."""
-        return self.folder == COMMITTED
+        return self.folder in [_committed_folder(profile) for profile in ("", *BEST_FIRST)]
 
     @property
     def sampling(self) -> dict:
@@ -143,8 +143,10 @@ def _best_trained() -> tuple[Trained, tuple[str, ...]]:
                 return Trained.read(folder, profile), tuple(passed_over)
             except ValueError as error:
                 passed_over.append(f"profile {profile} is passed over: {error}")
-    if (COMMITTED / "denoiser_0").is_dir():
-        return Trained.read(COMMITTED), tuple(passed_over)
+        if committed_weights("denoiser_0", profile).exists():
+            return Trained.read(_committed_folder(profile)), tuple(passed_over)
+    if committed_weights("denoiser_0").exists():
+        return Trained.read(_committed_folder()), tuple(passed_over)
     others = [name for name in profile_names() if name not in BEST_FIRST and weights_folder(name).is_dir()]
     advice = "".join(f", or --weights {name} for a try" for name in others)
     causes = "".join(f"; {cause}" for cause in passed_over)
@@ -153,6 +155,10 @@ def _best_trained() -> tuple[Trained, tuple[str, ...]]:
         f"{runs}: no profile ({', '.join(BEST_FIRST)}) has a complete set of trained networks;"
         f" run `make reproduce` first, or pass --weights FOLDER{advice}{causes}"
     )
+
+
+def _committed_folder(profile: str = "") -> Path:
+    return committed_weights("denoiser_0", profile).parents[1]
 
 
 def _require_settings(denoiser: Weights) -> None:

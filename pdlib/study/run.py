@@ -201,6 +201,13 @@ class Run:
                 raise ValueError(f"{path}: its {split} subjects are not those of fold {self.fold}")
         return weights
 
+    def begun_with(self, training: str) -> Weights | None:
+        """The weights that a training goes on from; None: it begins anew."""
+        path = committed_weights(training, self.profile.name)
+        if self.data["phantom"] or not (self.profile.fine_tune and path.exists()):
+            return None
+        return load_weights(path).require_finished()
+
     def network(self, weights: Weights, *kinds: str) -> nn.Module:
         """The network of some weights on this run's device, built once; ValueError if it is of none of these kinds."""
         weights.require_kind(*kinds)

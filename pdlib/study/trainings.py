@@ -20,8 +20,9 @@ def training(run: Run, name: str, fit: Section, card: dict, seed: int | None = N
     seed = run.seed if seed is None else seed
     machine = {"device": run.compute.device, "precision": run.compute.precision}
     recipe = Fit(**fit.model_dump(), seed=seed)
-    data = {"data": run.data_card()}
-    return Training(recipe, run.place.weights(name), card | data, "dice", **machine)
+    card, start = card | {"data": run.data_card()}, run.begun_with(name)
+    card |= {"begun_with": start.digest} if start else {}
+    return Training(recipe, run.place.weights(name), card, "dice", start=start, **machine)
 
 
 def seeded(build, seed: int, **network) -> nn.Module:

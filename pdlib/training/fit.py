@@ -77,6 +77,7 @@ class Training:
         device: a CPU or a CUDA device.
         precision: "32-true" or "bf16-mixed".
         on_step: called after each update; None shows a progress bar, and in a notebook the curves so far.
+        start: weights that the network begins with, rather than with those that it was built with.
     """
 
     fit: Fit
@@ -86,6 +87,7 @@ class Training:
     device: torch.device
     precision: str
     on_step: OnStep | None = None
+    start: Weights | None = None
 
     @property
     def best(self) -> Path:
@@ -150,6 +152,8 @@ def fit_network(
     loss, update and the last good checkpoint, where a loss or a weight is not finite; it is looked for at validations.
     """
     fit = training.fit
+    if training.start is not None:
+        _begin_with(training.start, network)
     learner = Learner(network, fit, training.device, training.precision)
     progress = resume(learner, training)
     bank, losses = bank.to(learner.fabric.device), []
@@ -167,6 +171,17 @@ def fit_network(
     if learner.fabric.is_global_zero:
         _mark_finished(training.best)
     return pd.DataFrame(progress.history, columns=["step", "metric", "value"])
+
+
+def _begin_with(start: Weights, network: nn.Module) -> None:
+    """Give a network the weights of another; ValueError, naming their file, where it is built otherwise."""
+    try:
+        network.load_state_dict({name: one.float() for name, one in start.tensors.items()})
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{start.path}: of another network than the profile's, so not to go on from ({said})"
+        ) from None
 
 
 def update(learner: Learner, objective: Objective, batch: Batch) -> Losses:

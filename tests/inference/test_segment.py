@@ -27,6 +27,7 @@ from patients import (
 )
 from scipy import ndimage
 
+from pdlib import paths
 from pdlib.data import wmh
 from pdlib.evaluation.quality import AGREEMENT, FILE, IMAGE, Origin, fit
 from pdlib.inference import segment, trained
@@ -172,7 +173,7 @@ def one_line(capsys) -> str:
 def profiles(weights, tmp_path, monkeypatch):
     """Trains profiles: their networks are copied to where a run leaves them."""
     monkeypatch.setenv("PDLIB_OUT", str(tmp_path / "runs of mine"))
-    monkeypatch.setattr(trained, "COMMITTED", tmp_path / "committed")
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path / "committed")
 
     def train(*names: str) -> list[Path]:
         return [shutil.copytree(weights, tmp_path / "runs of mine" / "runs" / name / "weights") for name in names]
@@ -210,6 +211,17 @@ def test_where_no_profile_is_trained_the_networks_of_the_repository_are_taken(we
     assert any(f"warning: profile cpu is passed over: {unfinished}" in line for line in lines)
     change_card(cpu, "denoiser_0", finished=True)
     assert trained.find_trained(None)[0].profile == "cpu"
+
+
+def test_networks_for_scans_that_come_along_go_before_those_that_a_phantom_study_trained_here(
+    weights, profiles, tmp_path
+):
+    profiles("cpu")
+    export_weights(weights, CARDS, tmp_path / "committed" / "scan", "scan")
+    found, passed_over = trained.find_trained(None)
+    assert (found.folder, found.committed, passed_over) == (tmp_path / "committed" / "scan", True, ())
+    (own,) = profiles("scan")
+    assert trained.find_trained(None)[0].folder == own
 
 
 def test_a_profile_is_taken_by_its_name(profiles, tmp_path, capsys):

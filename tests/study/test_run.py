@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import rewritten
 
+from pdlib import paths
 from pdlib.data import wmh
 from pdlib.data.folds import with_further
 from pdlib.evaluation import records
@@ -17,7 +18,7 @@ from pdlib.paths import Layout
 from pdlib.study import run as run_module
 from pdlib.study.rows import members_rows
 from pdlib.study.run import Run, diffusion_of
-from pdlib.training.weights import load_weights
+from pdlib.training.weights import export_weights, load_weights
 
 TRAININGS = ["attention_unet_0", "bayesian_unet_0", "probabilistic_unet_0", "tdpm_0300"]
 TRAININGS += ["denoiser_0", "wolleb2021", "one_step_0200", "one_step_0200_mask"]
@@ -101,6 +102,21 @@ def test_a_card_tells_the_data_as_segment_needs_them(networks):
     assert card["in_plane_mm"]["median"] == pytest.approx([4.0, 4.8]) and card["clip_percentiles"] == [0.5, 99.5]
     assert card["slice_mm"] == {"low": 3.0, "median": 3.0, "high": 3.0}
     assert card == networks.run.weights("denoiser_0").card["data"] and json.loads(json.dumps(card)) == card
+
+
+def test_trainings_on_patients_go_on_from_the_networks_of_the_clone_where_the_profile_says_so(
+    networks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path)
+    run = networks.run
+    own = run.weights("denoiser_0")
+    export_weights(own.path.parents[1], ["denoiser_0"], tmp_path / run.profile.name, run.profile.name)
+    tuned = replace(run, profile=run.profile.model_copy(update={"fine_tune": True}))
+    patients = {**run.data, "phantom": False}
+    assert run.begun_with("denoiser_0") is None and tuned.begun_with("denoiser_0") is None, "a phantom begins anew"
+    assert replace(run, data=patients).begun_with("denoiser_0") is None
+    assert replace(tuned, data=patients).begun_with("denoiser_0").card["full_precision"] == own.digest
+    assert replace(tuned, data=patients).begun_with("denoiser_1") is None, "nothing comes along"
 
 
 def test_labels_tell_other_pathology_from_lesion(networks):

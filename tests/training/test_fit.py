@@ -60,14 +60,28 @@ def silent(step, losses):
     """Show no progress."""
 
 
-def fit_small(folder, *, plan=PLAN, card=None, network=None, objective=None, validate=likelihood, on_step=silent):
+def fit_small(
+    folder, *, plan=PLAN, card=None, network=None, objective=None, validate=likelihood, on_step=silent, start=None
+):
     return fit_network(
         network or small_network(),
         objective or segmentation_objective(nn.functional.binary_cross_entropy_with_logits),
         small_bank(),
         validate,
-        Training(plan, folder, card or {"kind": "test"}, "score", torch.device("cpu"), "32-true", on_step),
+        Training(plan, folder, card or {"kind": "test"}, "score", torch.device("cpu"), "32-true", on_step, start),
     )
+
+
+def test_a_training_goes_on_from_other_weights_where_it_is_given_some(tmp_path):
+    fit_small(tmp_path / "first")
+    start = Weights.read(tmp_path / "first" / "best.safetensors")
+    still = replace(PLAN, steps=1, learning_rate=0.0, weight_decay=0.0)
+    fit_small(tmp_path / "second", plan=still, start=start)
+    again = Weights.read(tmp_path / "second" / "best.safetensors").tensors
+    for name, tensor in start.tensors.items():
+        assert "running" in name or "num_batches" in name or torch.allclose(again[name], tensor), name
+    with pytest.raises(ValueError, match=str(start.path)):
+        fit_small(tmp_path / "third", network=nn.Sequential(nn.Conv2d(2, 1, 1)), start=start)
 
 
 def kill_after(step):
