@@ -36,7 +36,7 @@ MISSING = object()
 PHOTOGRAPHED = [name for name in PROFILES if load_profile(name).fundus]
 REFUSED = [  # changes of the smoke profile, and the lines that refuse them
     # No such setting: the choices are told.
-    ({"chian": {}}, "chian: no such setting; choose one of seed, fold, reference, repeats, data, .*, voxel_tolerance"),
+    ({"chian": {}}, "chian: no such setting; choose one of seed, fold, reference, fine_tune, .*, voxel_tolerance"),
     ({"chain": {"t_prim": 1}}, "chain.t_prim: no such setting; choose one of paper_steps, t_prime, .*, spacing"),
     ({"chain": {"t_prime.": 1}}, "chain.t_prime.: no such setting; choose one of .*"),
     ({"name": "mine"}, "name: no such setting; choose one of seed, .*"),

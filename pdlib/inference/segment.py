@@ -131,7 +131,8 @@ def segment_files(
 
     weights: a profile's name (text), a folder that holds `denoiser_0/` and the pre-segmenter it names, or None for
     those of the best profile (`paths.BEST_FIRST`) that has a complete set, trained here or come with the repository, or
-    else the reference study's (`paths.COMMITTED`). See `data.scan` for what is repaired in the input, and `segment_scan` for the rest.
+    else the reference study's (`paths.COMMITTED`). See `data.scan` for what is repaired in the input, and
+    `segment_scan` for the rest.
     """
     return segment_scan(Ready.of(weights, changes), Scan(Path(out).name, flair, t1, brain_mask), out)
 
