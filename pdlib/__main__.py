@@ -42,26 +42,34 @@ def main(argv: list[str] | None = None) -> int:
         return _end(f"unexpected {type(error).__name__}: {_one_line(error)} ({advice})", OUR_FAULT)
 
 
-def check(folder: Path, profile: str) -> int:
-    """Read every case of a folder as a run of the profile does; a line for each, then the count. 0: all are sound."""
-    from pdlib.data.wmh import CaseError, accept_cases, printable, skipped_folders
+def check(folder: Path, profile: str, folds: Path | None, as_json: bool) -> int:
+    """Read every case of a folder as a run of the profile does; say what else looks wrong. 0: nothing is refused."""
+    from pdlib.data import doctor
+    from pdlib.data.wmh import CaseError, skipped_folders
     from pdlib.profiles import load_profile
 
-    settings = load_profile(profile).data
-    for line in skipped_folders(folder):
-        print(f"skipped   {line}")
-    counts = {"accepted": 0, "refused": 0}
-    for case, read in accept_cases(folder, clip_percentiles=settings.clip_percentiles):
-        refused = isinstance(read, CaseError)
-        verdict, about = ("refused", str(read)) if refused else ("accepted", _about(read))
-        counts[verdict] += 1
-        print(f"{verdict:8}  {printable(case.subject)}  {about}", flush=True)
-        for note in () if refused else read.notes:
-            print(f"{'':8}  warning: {note}", flush=True)
-    print(f"{counts['accepted']} accepted, {counts['refused']} refused")
-    if counts["accepted"] < settings.folds:
-        print(f"too few to train on: profile {profile} makes {settings.folds} folds")
-    return 1 if counts["refused"] else 0
+    settings, cases = load_profile(profile).data, []
+    say = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
+    try:
+        skipped = skipped_folders(folder)
+    except CaseError as error:
+        if as_json:
+            print(json.dumps(doctor.report(folder, [], [doctor.hopeless(folder, error)], []), indent=2))
+            return 1
+        raise
+    for line in skipped:
+        say(f"skipped   {line}")
+    for one in doctor.examine(folder, clip_percentiles=settings.clip_percentiles):
+        cases.append(one)
+        for line in doctor.lines(one):
+            say(line)
+    general = doctor.conclude(folder, cases, folds, folds_wanted=(profile, settings.folds))
+    report = doctor.report(folder, cases, general, skipped)
+    for line in doctor.closing(report, general):
+        say(line)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    return 1 if report["verdict"] == doctor.UNSOUND else 0
 
 
 def score(reference: Path, prediction: Path) -> int:
@@ -140,9 +148,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pdlib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("check", help="read every case below a folder; say what is wrong with which")
+    one = commands.add_parser(
+        "check", help="read every case below a folder; say what is wrong with which, and what may help"
+    )
     one.add_argument("folder", type=Path, metavar="FOLDER", help="cases in the WMH layout, at any depth")
     one.add_argument("--profile", default="paper", help="whose settings to read with (default: %(default)s)")
+    one.add_argument(
+        "--folds",
+        type=Path,
+        metavar="FILE",
+        help="a table of subject and fold: is a patient in two of them? (default: folds.csv in FOLDER, where it is)",
+    )
+    one.add_argument("--json", dest="as_json", action="store_true", help="one object: verdict, counts, cases, findings")
     one.set_defaults(command=check)
 
     one = commands.add_parser("score", help="score a predicted mask against a reference; JSON on stdout")
@@ -177,11 +194,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     one.set_defaults(command=segment)
     return parser
-
-
-def _about(volume) -> str:
-    shape, spacing = "x".join(map(str, volume.mask.shape)), "x".join(f"{size:.3g}" for size in volume.spacing_mm)
-    return f"zyx {shape}  {spacing} mm  lesions {volume.lesion_ml:.3f} ml"
 
 
 def _end(line: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,11 +41,16 @@ def reference(tmp_path):
     return save(tmp_path / "reference.nii.gz", labels), labels
 
 
+def verdicts(out: str) -> list[str]:
+    """What `check` prints of the cases themselves and how many they are, without what else it found."""
+    return [line for line in out.splitlines() if re.match(r"(accepted|refused|skipped) |\d+ accepted, ", line)]
+
+
 def test_check_accepts_and_counts(tmp_path, capsys):
     save_case(tmp_path / "Utrecht" / "0")
     save_case(tmp_path / "Zürich" / "a b.", seed=1, lesion_voxels=0)
     assert main(["check", str(tmp_path)]) == 0
-    first, second, count, _ = capsys.readouterr().out.splitlines()
+    first, second, count = verdicts(capsys.readouterr().out)
     assert first.split() == "accepted Utrecht/0 zyx 8x16x16 2x1x1 mm lesions 1.000 ml".split()
     assert "Zürich/a b." in second and count == "2 accepted, 0 refused"
 
@@ -55,10 +61,40 @@ def test_check_refuses_and_goes_on(tmp_path, capsys):
     broken = tmp_path / "Utrecht" / "0" / "pre" / "T1.nii.gz"
     broken.write_bytes(b"")
     assert main(["check", str(tmp_path)]) == 1
-    first, second, count, folds = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    first, second, count = verdicts(out)
     assert first == f"refused   Utrecht/0  {broken}: empty file (0 bytes)"
+    assert out.splitlines()[1].strip() == "-> fetch or convert the file again: it is cut short or damaged"
     assert second.startswith("accepted  Utrecht/1") and count == "1 accepted, 1 refused"
-    assert folds == "too few to train on: profile paper makes 5 folds"
+    assert f"note      {tmp_path}: too few to train on: profile paper makes 5 folds -> " in out
+    assert out.splitlines()[-1].startswith("unsound: 1 errors, ")
+
+
+def test_check_json_is_one_object_that_agrees_with_the_text(tmp_path, capsys):
+    save_case(tmp_path / "Utrecht" / "0")
+    save_case(tmp_path / "Utrecht" / "1", seed=1, lesion_voxels=0)
+    (tmp_path / "Utrecht" / "0" / "pre" / "T1.nii.gz").unlink()
+    (tmp_path / "folds.csv").write_text("subject,fold\nUtrecht/0,0\nUtrecht/1,1\nUtrecht/0,2\n")
+    assert main(["check", str(tmp_path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdict"] == "unsound" and report["counts"]["error"] == 2
+    assert [(case["case"], case["accepted"]) for case in report["cases"]] == [("Utrecht/0", False), ("Utrecht/1", True)]
+    assert main(["check", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    for one in report["findings"]:
+        assert one.keys() == {"case", "file", "severity", "what", "remedy"}
+        assert f"{one['what']} -> {one['remedy']}" in text.replace("\n          ->", " ->")
+    assert f"error     Utrecht/0  {tmp_path}/folds.csv: a subject in folds 0 and 2 -> " in text
+    elsewhere = tmp_path / "other.csv"
+    elsewhere.write_text("subject,fold\nUtrecht/1,0\n")
+    assert main(["check", str(tmp_path), "--json", "--folds", str(elsewhere)]) == 1
+    assert json.loads(capsys.readouterr().out)["counts"]["error"] == 1
+
+
+def test_check_json_of_nothing_is_an_object_too(tmp_path, capsys):
+    assert main(["check", str(tmp_path / "absent"), "--json"]) == 1
+    (only,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (only["file"], only["severity"], only["what"]) == (f"{tmp_path}/absent", "error", "no such folder")
 
 
 def test_check_reads_with_the_settings_of_a_run(tmp_path, capsys, monkeypatch):
@@ -79,7 +115,7 @@ def test_check_refuses_what_a_run_cannot_take(tmp_path, capsys):
     save_case(tmp_path / "Utrecht" / "copy")
     save_case(tmp_path / ".snapshot" / "Utrecht" / "0")
     assert main(["check", str(tmp_path)]) == 1
-    skipped, *cases, count = capsys.readouterr().out.splitlines()
+    skipped, *cases, count = verdicts(capsys.readouterr().out)
     assert skipped == f"skipped   {tmp_path}/.snapshot: hidden, not entered"
     assert [line.split()[0] for line in cases] == ["accepted"] * 5 + ["refused"] * 2
     assert cases[-2].startswith(r"refused   Utrecht/M\udcfcller") and "is not UTF-8" in cases[-2]
@@ -93,8 +129,8 @@ def test_check_says_what_it_assumed(tmp_path, capsys):
     scan = np.asarray(nib.load(flair).dataobj)
     save(flair, np.where(scan > 0, scan - 150, 0))
     assert main(["check", str(tmp_path)]) == 0
-    _, note, _, _ = capsys.readouterr().out.splitlines()
-    assert note.strip() == "warning: assumed that 0, the value of the border, is background and all else is brain"
+    assumed = "note: pre/FLAIR.nii.gz: assumed that 0, the value of the border, is background and all else is brain ->"
+    assert assumed in capsys.readouterr().out
 
 
 def test_check_of_nothing_fails(tmp_path, capsys):
