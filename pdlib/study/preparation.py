@@ -13,7 +13,7 @@ import yaml
 from pdlib.data import folds, phantom, scanner
 from pdlib.data.wmh import Volume
 from pdlib.evaluation import records
-from pdlib.inference.precision import fast_precision
+from pdlib.inference.precision import steady_precision
 from pdlib.paths import CONFIGS, ROOT, Layout, write_whole
 from pdlib.profiles import Profile
 from pdlib.progress import tqdm
@@ -115,7 +115,7 @@ def write_summary(
         "clip_percentiles": list(profile.data.clip_percentiles),
         "phantom": is_phantom(root),
         "given": given,
-        "cpu_precision": fast_precision(torch.device("cpu")),
+        "cpu_precision": steady_precision(torch.device("cpu")),
         "threshold_dice": float(threshold_dice),
     }
     write_whole(place.cases, json.dumps(summary, indent=1))
