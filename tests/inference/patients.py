@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import torch
+from conftest import DENOISER, DIFFUSION, SEGMENTER
 
 from pdlib.__main__ import main
 from pdlib.profiles import load_profile
@@ -29,27 +30,12 @@ DATA = {
     "multiple": 4,
     "in_plane_mm": {"low": [4.0, 4.8], "median": [4.0, 4.8], "high": [4.0, 4.8]},
 }
-SEGMENTER = {"name": "attention_unet", "in_channels": 2, "out_channels": 1, "channels": [4, 8], "strides": [2]}
 CARDS = {
-    "attention_unet_0": {"kind": "segmenter", "network": SEGMENTER | {"dropout": 0.0}},
+    "attention_unet_0": {"kind": "segmenter", "network": SEGMENTER},
     "denoiser_0": {
         "kind": "denoiser",
-        "network": {
-            "in_channels": 3,
-            "out_channels": 1,
-            "model_channels": 32,
-            "channel_mult": [1, 1],
-            "num_res_blocks": 1,
-            "attention_downsample": [],
-            "num_heads": 1,
-            "scale_shift": False,
-            "dropout": 0.0,
-        },
-        "diffusion": {
-            "schedule": {"name": "cosine", "steps": 10, "offset": 0.008, "max_beta": 0.999},
-            "codec": "zero_one",
-            "prediction": "v",
-        },
+        "network": DENOISER,
+        "diffusion": DIFFUSION,
         "t_max": 10,
         "sampling": sampling_card(SimpleNamespace(profile=load_profile("smoke", CHANGES))),
     },
