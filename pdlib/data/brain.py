@@ -31,15 +31,15 @@ def find_brain(flair: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     then cut out, the brain is what differs from the border's constant value. Raises ValueError where neither holds,
     and for a result that can be no brain.
     """
-    with np.errstate(all="ignore"):
-        border = _border(flair)
-        background = np.median(border)
-        apart = np.abs(flair - background)
-        rounding = BACKGROUND_ROUNDING * np.percentile(apart[apart > 0], BET_PERCENTILES[1])
-        differs = apart > rounding
     if has_dark_border(flair):
         brain, notes = brain_mask(flair, percentiles=BET_PERCENTILES, fraction=BET_FRACTION), ()
     else:
+        with np.errstate(all="ignore"):
+            border = _border(flair)
+            background = np.median(border)
+            apart = np.abs(flair - background)
+            rounding = BACKGROUND_ROUNDING * np.percentile(apart[apart > 0], BET_PERCENTILES[1])
+            differs = apart > rounding
         if np.mean(np.abs(border - background) <= rounding) < 0.5:
             raise ValueError("cannot tell the brain: the image's border is neither its dark end nor constant")
         brain = _largest_part(differs)
@@ -101,7 +101,12 @@ def contrast_notes(image: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float
 
 def is_whole_brain(brain: np.ndarray, spacing_mm: tuple[float, float, float]) -> bool:
     """Whether a brain [Z, Y, X] bool has the volume of one, without skull and scalp."""
-    return bool(BRAIN_LITRES[0] <= np.count_nonzero(brain) * np.prod(spacing_mm) / 1e6 <= BRAIN_LITRES[1])
+    return BRAIN_LITRES[0] <= volume_litres(brain, spacing_mm) <= BRAIN_LITRES[1]
+
+
+def volume_litres(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
+    """The volume of a mask [Z, Y, X] in litres."""
+    return float(np.count_nonzero(mask) * np.prod(spacing_mm) / 1e6)
 
 
 def core_contrast(image: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:

@@ -5,14 +5,13 @@ Affines are [4, 4], stored voxel (i, j, k) -> mm. Only the header is read, so a 
 
 import gzip
 import logging
-from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from pdlib.data.doctor_remedies import HEADER, NOTE, ONTO_FLAIR, WARNING
-from pdlib.data.nifti import GRID_TOLERANCE_MM
+from pdlib.data.nifti import GRID_TOLERANCE_MM, furthest_mm
 
 VOXEL_MM = (0.2, 8.0)  # finer than any clinical FLAIR or T1; thicker than any slice with its gap
 VIEW_MM = (80.0, 500.0)  # a brain is 110 to 190 mm wide, high and long; no head coil sees half a metre
@@ -63,7 +62,7 @@ def beside_the_flair(header: nib.Nifti1Header, flair: nib.Nifti1Header) -> list[
         )
     canonical = [_canonical(one, affine_) for one, affine_ in ((header, affine), (flair, other))]
     (shape, place), (flair_shape, flair_place) = canonical
-    if shape == flair_shape and not _furthest_mm(place, flair_place, shape) <= GRID_TOLERANCE_MM:
+    if shape == flair_shape and not furthest_mm(place, flair_place, shape) <= GRID_TOLERANCE_MM:
         found.append((WARNING, f"against the FLAIR it is {_departure(place, flair_place)}", ONTO_FLAIR))
     return found
 
@@ -84,7 +83,7 @@ def _forms(header: nib.Nifti1Header) -> list[Odd]:
     if second is None or not np.isfinite(second).all():
         what = "the qform is impossible; the sform was read, other programs may read the qform"
         return [(WARNING, what, "copy the sform into the qform (fslorient -copysform2qform)")]
-    apart = _furthest_mm(first, second, header.get_data_shape()[:3])
+    apart = furthest_mm(first, second, header.get_data_shape()[:3])
     if apart <= GRID_TOLERANCE_MM:
         return []
     axes = ["".join(map(str, nib.aff2axcodes(one))) for one in (first, second)]
@@ -133,13 +132,6 @@ def _canonical(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[tuple[int,
     axes, shape = nib.io_orientation(affine), header.get_data_shape()[:3]
     turned = tuple(shape[axis] for axis in axes[:, 0].argsort())
     return turned, affine @ nib.orientations.inv_ornt_aff(axes, shape)
-
-
-def _furthest_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """The largest distance between a corner of one grid and the other's."""
-    corners = np.array(list(product(*((0, length) for length in shape))))
-    with np.errstate(all="ignore"):
-        return float(np.linalg.norm(nib.affines.apply_affine(affine - other, corners), axis=1).max())
 
 
 def _departure(affine: np.ndarray, other: np.ndarray) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from pdlib.data.brain import SWAPPED, core_contrast
+from pdlib.data.brain import SWAPPED, core_contrast, volume_litres
 from pdlib.data.doctor_headers import Odd
 from pdlib.data.doctor_remedies import AGAIN, NOTE, WARNING
 from pdlib.data.nifti import CaseError, printable, read_array, same_grid
@@ -34,7 +34,7 @@ _AXES = ("bottom to top", "back to front", "left to right")
 
 def size_oddities(volume: Volume) -> list[Odd]:
     """What is odd about the size of the head, or of the extracted brain."""
-    if LITRES[0] <= (litres := _litres(volume)) <= LITRES[1]:
+    if LITRES[0] <= (litres := volume_litres(volume.brain, volume.spacing_mm)) <= LITRES[1]:
         return []
     remedy = "compare the voxel size with the scanner's protocol, and look whether the image is whole"
     return [(WARNING, f"suspicious spacing: the head has {litres:.2g} litres by it", remedy)]
@@ -51,7 +51,7 @@ def mask_oddities(volume: Volume) -> list[Odd]:
         share = np.count_nonzero(lesion) / brain
         remedy = "look whether it is a brain or tissue mask, or turned inside out"
         found.append((WARNING, f"the lesions are {share:.0%} as large as the brain", remedy))
-    elif _litres(volume) > WHOLE_LITRES and volume.lesion_ml > LEAST_ML:
+    elif volume_litres(volume.brain, volume.spacing_mm) > WHOLE_LITRES and volume.lesion_ml > LEAST_ML:
         found += _lesion_contrast(volume, lesion)
     return found
 
@@ -199,10 +199,6 @@ def _entropy(values: np.ndarray, bins: int = 128) -> float:
     share = np.histogram(values, bins, (low, high))[0] / values.size
     share = share[share > 0] / share.sum()
     return float(-(share * np.log(share)).sum() + np.log((high - low) / bins))
-
-
-def _litres(volume: Volume) -> float:
-    return float(np.count_nonzero(volume.brain) * np.prod(volume.spacing_mm) / 1e6)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -127,7 +127,7 @@ def find_dicom(path: Path | str) -> Path | None:
 
 def same_grid(grid: Grid, other: Grid) -> bool:
     """Whether two grids have the same canonical shape, and their voxels lie in the same places."""
-    return grid.canonical_shape == other.canonical_shape and _furthest_mm(grid, other) <= GRID_TOLERANCE_MM
+    return grid.canonical_shape == other.canonical_shape and _apart_mm(grid, other) <= GRID_TOLERANCE_MM
 
 
 def read_description(path: Path | str) -> str:
@@ -164,16 +164,19 @@ def require_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> 
     """Refuse `path` unless, by canonical axes, its voxels lie where those of `other_path` do."""
     if grid.canonical_shape != other.canonical_shape:
         raise CaseError.of(path, f"shape {grid.canonical_shape} differs from {other.canonical_shape} of {other_path}")
-    if not _furthest_mm(grid, other) <= GRID_TOLERANCE_MM:
+    if not _apart_mm(grid, other) <= GRID_TOLERANCE_MM:
         raise CaseError.of(path, f"affine differs from that of {other_path}")
 
 
-def _furthest_mm(grid: Grid, other: Grid) -> float:
-    """The largest distance between a corner of one grid and the other's; the grids have one shape."""
-    corners = np.array(list(product(*((0, length) for length in grid.canonical_shape))))  # [8, 3]
-    with np.errstate(over="ignore"):
-        apart = nib.affines.apply_affine(grid.canonical_affine - other.canonical_affine, corners)
-        return np.linalg.norm(apart, axis=1).max()
+def furthest_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The largest distance between a corner of a grid of this shape under one affine [4, 4], and under the other."""
+    corners = np.array(list(product(*((0, length) for length in shape))))  # [8, 3]
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(nib.affines.apply_affine(affine - other, corners), axis=1).max())
+
+
+def _apart_mm(grid: Grid, other: Grid) -> float:
+    return furthest_mm(grid.canonical_affine, other.canonical_affine, grid.canonical_shape)
 
 
 def as_labels(path: Path, values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,15 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from pdlib.data.brain import BET_FRACTION, BET_PERCENTILES, BRAIN_LITRES, brain_mask, has_dark_border
+from pdlib.data.brain import (
+    BET_FRACTION,
+    BET_PERCENTILES,
+    BRAIN_LITRES,
+    brain_mask,
+    has_dark_border,
+    is_whole_brain,
+    volume_litres,
+)
 from pdlib.data.nifti import Grid
 
 WIDEST_CM2 = 200.0  # of an axial slice: brains have 140 to 165, heads 250 to 280
@@ -52,9 +60,8 @@ def extract_brain(image: np.ndarray, grid: Grid) -> np.ndarray:
     except (AssertionError, ValueError, IndexError, RuntimeError) as error:
         raise ValueError(f"deepbet finds no brain ({' '.join(str(error).split())[:200]})") from None
     brain = np.asarray(mask.dataobj).transpose(2, 1, 0) > 0
-    litres = np.count_nonzero(brain) * np.prod(grid.spacing_mm) / 1e6
-    if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
-        low, high = BRAIN_LITRES
+    if not is_whole_brain(brain, grid.spacing_mm):
+        litres, (low, high) = volume_litres(brain, grid.spacing_mm), BRAIN_LITRES
         raise ValueError(f"what deepbet takes for brain has {litres:.2f} litres, a whole brain {low} to {high}")
     return brain
 
