@@ -16,7 +16,7 @@ from scipy import ndimage
 from pdlib.data.folder import Scan, find_scans
 from pdlib.data.nifti import printable, read_array, read_description
 from pdlib.evaluation.metrics import CONNECTED_26
-from pdlib.inference.segment import FILES, Ready, segment_scan
+from pdlib.inference.segment import FILES, Ready, inputs_of, segment_scan
 from pdlib.paths import write_whole
 
 TABLE = "volumes.csv"
@@ -66,7 +66,7 @@ def _one(ready: Ready, scan: Scan, out: Path) -> Outcome:
     if scan.fault:
         return replace(failed, about=_in_line(scan.fault))
     try:
-        if _is_there(out, ready.fingerprint(scan)):
+        if _is_there(out, ready.fingerprint(inputs_of(scan))):
             return replace(_measured(out, scan.name), status="kept")
         done = segment_scan(ready, scan, out)
         return replace(_measured(out, scan.name), seconds=done.seconds, about="; ".join(done.notes))

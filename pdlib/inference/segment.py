@@ -4,6 +4,7 @@ import hashlib
 import io
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,13 +88,12 @@ class Ready:
         trained, passed_over = find_trained(weights)
         return cls(trained, passed_over, trained.how(changes), where)
 
-    def fingerprint(self, scan: Scan) -> str:
+    def fingerprint(self, inputs: Mapping[str, InputFile]) -> str:
         """What the result depends on, as the mask's header keeps it: the files, the networks, and how to sample."""
         digest = hashlib.sha256(repr(self.sampling).encode())
         digest.update(repr((self.trained.digests, self.trained.quality)).encode())
-        for role, path in scan.files.items():
-            with Path(path).open("rb") as stream:
-                digest.update(f"{role} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+        for role, given in inputs.items():
+            digest.update(f"{role} {given.sha256}".encode())
         return f"pdlib segment {digest.hexdigest()[:32]}"
 
 
@@ -102,6 +102,7 @@ class Result:
     """What came out for one scan, all that a file of the result may show. Arrays lie on the FLAIR's own grid.
 
     Args:
+        inputs: the files, by role.
         volume: as it was read; working: as the networks saw it, on voxels like those of the training.
         members: [E, Z, Y, X] float32 in 0..1, zero outside the brain.
         ensemble: mask, mean and variance of the members, [Z, Y, X] each.
@@ -109,7 +110,7 @@ class Result:
         seconds: it took until here.
     """
 
-    scan: Scan
+    inputs: Mapping[str, InputFile]
     volume: Volume
     working: Volume
     members: np.ndarray
@@ -155,6 +156,7 @@ def segment_scan(ready: Ready, scan: Scan, out: Path) -> Segmentation:
         )
     clip = tuple(trained.data["clip_percentiles"])
     volume = read_scan(scan.flair, scan.t1, clip_percentiles=clip, brain_mask_path=scan.brain_mask)
+    inputs = inputs_of(scan)
     working = to_training_voxels(volume, trained.data, trained.sampling["voxel_tolerance"])
     if working is None:
         raise CaseError.of(scan.flair, f"voxels of {volume.spacing_mm} mm cannot be brought to those of the training")
@@ -170,9 +172,14 @@ def segment_scan(ready: Ready, scan: Scan, out: Path) -> Segmentation:
         members = working.back(_members(ready, subject)) * volume.brain
         ensemble = combine(members, threshold=ready.sampling.threshold, vote=ready.sampling.vote)
         seconds = time.perf_counter() - started
-        _write(folder, Result(scan, volume, working.volume, members, ensemble, notes, seconds), ready)
+        _write(folder, Result(inputs, volume, working.volume, members, ensemble, notes, seconds), ready)
     files = dict(zip(FILES, outputs.paths, strict=True))
     return Segmentation(trained.folder, trained.profile, notes, files, time.perf_counter() - started)
+
+
+def inputs_of(scan: Scan) -> dict[str, InputFile]:
+    """The files of a scan, hashed, by role. CaseError naming one that cannot be read."""
+    return {role: InputFile.read(path) for role, path in scan.files.items()}
 
 
 def find_device(name: str) -> torch.device:
@@ -215,7 +222,7 @@ def _write(folder: Path, result: Result, ready: Ready) -> None:
         "mean": ensemble.mean.astype(np.float32),
         "uncertainty": ensemble.variance.astype(np.float32),
     }
-    made_of = ready.fingerprint(result.scan)
+    made_of = ready.fingerprint(result.inputs)
     for name, values in arrays.items():
         write_volume(folder / FILES[name], values, volume.grid, values.dtype, made_of)
     note = "networks trained on a phantom" if ready.trained.data["phantom"] else ""
@@ -246,7 +253,7 @@ def summarised(result: Result, ready: Ready) -> Summary:
     image = image_statistics(working.image[0], working.brain, working.spacing_mm)
     return Summary(
         **measured(mask, mean, variance, volume.brain, volume.grid),
-        inputs={role: InputFile.read(path) for role, path in result.scan.files.items()},
+        inputs=result.inputs,
         networks=Networks(folder=str(trained.folder), profile=trained.profile, phantom=phantom, sha256=trained.digests),
         settings=Settings(
             members=sampling.members,
