@@ -110,10 +110,10 @@ def test_volumes_and_grid():
 
 def test_a_report_is_as_its_schema_says(tmp_path, quality):
     for scored in (None, quality):
-        text = report(tmp_path, scored).text
-        Draft202012Validator(json.loads(summary.SCHEMA.read_text(encoding="utf-8"))).validate(json.loads(text))
-        assert json.loads(text) == report(tmp_path, scored).content
-        text.encode()
+        one = report(tmp_path, scored)
+        Draft202012Validator(json.loads(summary.SCHEMA.read_text(encoding="utf-8"))).validate(json.loads(one.text))
+        assert json.loads(one.text) == one.content
+        one.text.encode()
 
 
 def test_the_schema_file_is_that_of_the_model():
