@@ -9,6 +9,8 @@ import time
 import traceback
 from pathlib import Path
 
+from pdlib.memory import is_lack_of_memory
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; OpenMP reads it once, when torch is imported
 INTERRUPTED, OUR_FAULT = 130, 70  # exit codes: 128 + SIGINT, and sysexits' EX_SOFTWARE
 
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PDLIB_TRACEBACK") == "1":
             traceback.print_exc()
-        if isinstance(error, (ValueError, OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+        if isinstance(error, (ValueError, OSError)) or is_lack_of_memory(error):
             return _end(_one_line(error), 1 if command is check else 2)
         advice = "please report it, with what PDLIB_TRACEBACK=1 adds"
         return _end(f"unexpected {type(error).__name__}: {_one_line(error)} ({advice})", OUR_FAULT)
@@ -202,11 +204,11 @@ def _end(line: str, code: int) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return f"out of memory ({error})" if str(error) else "out of memory"
     named = isinstance(error, OSError) and error.filename is not None
-    text = f"{error.filename}: {error.strerror}" if named else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join((f"{error.filename}: {error.strerror}" if named else str(error)).split())
+    if is_lack_of_memory(error) and "out of memory" not in text:
+        return f"out of memory ({text})" if text else "out of memory"
+    return text or type(error).__name__
 
 
 if __name__ == "__main__":

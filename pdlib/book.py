@@ -12,9 +12,9 @@ from pathlib import Path
 
 import nbformat
 
-from pdlib.paths import DOCS, NOTEBOOKS, PACKAGE, ROOT, Layout, write_whole
+from pdlib.graph import place_of
+from pdlib.paths import DOCS, DRAFT, NOTEBOOKS, PACKAGE, ROOT, Layout, write_whole
 from pdlib.profiles import load_profile
-from pdlib.workflow import place_of
 
 UNASKED = ("night", "cpu")  # the profile of a book for which none is given: the first that has run
 PICTURES = {  # in a reader's order; others follow
@@ -79,7 +79,7 @@ def gather(place: Layout, source: Path) -> None:
     for name in notebook_names():
         write_whole(source / "notebooks" / f"{name}.ipynb", nbformat.writes(lesson(place, name)))
     if place.figures.is_dir():
-        shutil.copytree(place.figures, source / "run")
+        shutil.copytree(place.figures, source / "run", ignore=shutil.ignore_patterns(f"{DRAFT}*"))
     for name, page in {**pages_of_run(place), **pages_of_api()}.items():
         write_whole(source / f"{name}.md", page)
 
@@ -113,7 +113,7 @@ def lesson(place: Layout, name: str) -> nbformat.NotebookNode:
 def pages_of_run(place: Layout) -> dict[str, str]:
     """The pages made of what a run leaves in figures/: name -> Markdown."""
     said = f"From the run of profile `{place.profile}`."
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in place.figures.glob("*.md")}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in place.figures.glob("[!.]*.md")}
     first = f"![{PICTURES['fig1']}](run/fig1.png)" if (place.figures / "fig1.png").exists() else ""
     tables = "\n\n".join(f"## {title}\n\n{texts[name]}" for name, title in TABLES.items() if name in texts)
     return {
@@ -127,7 +127,7 @@ def pages_of_run(place: Layout) -> dict[str, str]:
 def _pictures(figures: Path) -> str:
     """A section for each picture, with its vector form to load; those in folders, the trainings', come last."""
     rank = {name: number for number, name in enumerate(PICTURES)}
-    stems = [path.relative_to(figures).with_suffix("") for path in sorted(figures.rglob("*.png"))]
+    stems = [path.relative_to(figures).with_suffix("") for path in sorted(figures.rglob("[!.]*.png"))]
     sections = []
     for stem in sorted(stems, key=lambda stem: (len(stem.parts), rank.get(str(stem), len(rank)))):
         title = PICTURES.get(str(stem), f"{' '.join(stem.parts)}".replace("_", " ").capitalize())

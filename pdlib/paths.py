@@ -1,15 +1,26 @@
-"""Where things lie: the only file that knows the tree, and how a file appears in it: whole or not at all."""
+"""Where things lie: the only file that knows the tree, and how a file appears in it: whole or not at all.
 
+And how two processes that write in one place exclude each other.
+"""
+
+import json
 import os
 import secrets
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from socket import gethostname
+
+from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pdlib"
 CONFIGS = ROOT / "configs"
+CLUSTERS = ROOT / "workflow" / "profiles"  # Snakemake profiles, a folder each
 NOTEBOOKS = ROOT / "notebooks"
 DOCS = ROOT / "docs"
 STYLE = ROOT / "figures" / "paper.mplstyle"
@@ -21,6 +32,7 @@ BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
 BEST_FIRST = ("paper", "scan", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order
 SHARED_JOBS = ("01_prepare_data", "09_read_the_kernels", "13_all_folds")  # notebook runs that belong to no one fold
+DRAFT, STALE_SECONDS = ".draft-", 3600  # how a file is called before it is whole; of an older one the writer is dead
 PROFILE_JOBS = (  # and those that belong to the profile as it stands, where changed settings leave its networks alone
     "01_prepare_data",
     "02_train_segmenters",
@@ -169,12 +181,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """A new name in the same folder, with the same suffixes, for the block to write; then it becomes `path` at once.
 
     The folder is made if it is missing. When the block fails, the new file goes and the one of before stays. An OSError
-    about the new file, a full disk for instance, names `path`.
+    about the new file, a full disk for instance, names `path`. What killed writers have left in the folder goes, too.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(6)}{''.join(path.suffixes[-2:])}")
+    temporary = path.with_name(f"{DRAFT}{secrets.token_hex(6)}{''.join(path.suffixes[-2:])}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -184,4 +197,41 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is read-only even a file that is not there cannot be removed
+            temporary.unlink()
+
+
+def _sweep(folder: Path) -> None:
+    for draft in folder.glob(f"{DRAFT}*"):
+        with suppress(OSError):  # another writer may sweep at the same time
+            if time.time() - draft.stat().st_mtime > STALE_SECONDS:
+                draft.unlink()
+
+
+@contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Hold a lock file. While another process holds it, say which one and wait; that of a dead process is no obstacle.
+
+    doing: what the others are told that this process does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(path), path.with_name(f"{path.name}.json")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{doing}: waiting for {_told(holder)}", file=sys.stderr, flush=True)
+        lock.acquire(poll_interval=0.5)
+    about = {"pid": os.getpid(), "host": gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "doing": doing}
+    try:
+        write_whole(holder, json.dumps(about))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _told(holder: Path) -> str:
+    try:
+        return "{doing} (process {pid} on {host}, since {since})".format(**json.loads(holder.read_text("utf-8")))
+    except (OSError, ValueError, KeyError):
+        return "another run, which is just starting or ending"

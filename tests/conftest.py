@@ -232,7 +232,7 @@ def trained(networks: Trained, tmp_path: Path) -> Trained:
 def rewritten(path: Path, shift: float = 0.0, **card) -> None:
     """Other weights or another card in the same file."""
     weights = load_weights(path)
-    tensors = {name: tensor + shift for name, tensor in weights.tensors.items()}
+    tensors = {name: one + shift if one.is_floating_point() else one for name, one in weights.tensors.items()}
     write_weights(path, tensors, {**weights.card, **card})
 
 

@@ -13,6 +13,7 @@ from pdlib.diffusion import codec, formulas, schedule
 from pdlib.diffusion.rules import RULES as STEPS
 from pdlib.diffusion.sampler import CONVENTIONS, Sampler, build_diffusion
 from pdlib.evaluation import stats
+from pdlib.graph import place_of
 from pdlib.inference.chains import chain_of
 from pdlib.inference.volumes import combine
 from pdlib.kernels import noise
@@ -29,7 +30,6 @@ from pdlib.study.fewer import tries_rules
 from pdlib.training import objectives
 from pdlib.training.bank import Batch
 from pdlib.training.fit import Fit
-from pdlib.workflow import place_of
 
 PROFILES = profile_names()
 MISSING = object()

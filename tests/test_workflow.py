@@ -16,19 +16,10 @@ import pytest
 import yaml
 
 from pdlib import workflow
-from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT, Layout
+from pdlib.graph import cells_digest, graph, needed, place_of, sections_read
+from pdlib.paths import CONFIGS, NOTEBOOKS, ROOT, Layout, alone
 from pdlib.profiles import load_profile, profile_names
-from pdlib.workflow import (
-    NotebookFailed,
-    alone,
-    cells_digest,
-    graph,
-    needed,
-    place_of,
-    run_notebook,
-    sections_read,
-    socket_folder,
-)
+from pdlib.workflow import NotebookFailed, run_notebook, socket_folder
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PREPARE = """
@@ -186,7 +177,7 @@ def test_who_waits_is_told_for_whom_and_goes_on_afterwards(tmp_path, clone):
 
 def test_a_lock_of_a_dead_process_is_no_obstacle(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from pdlib.workflow import alone\n"
+        "import sys, time; from pathlib import Path; from pdlib.paths import alone\n"
         "with alone(Path(sys.argv[1]), 'a run that dies'):\n    print('held', flush=True); time.sleep(60)"
     )
     path = tmp_path / "runs" / ".lock"

@@ -17,6 +17,7 @@ from pdlib.data.folder import Scan, find_scans
 from pdlib.data.nifti import printable, read_array, read_description
 from pdlib.evaluation.metrics import CONNECTED_26
 from pdlib.inference.segment import FILES, Ready, inputs_of, segment_scan
+from pdlib.memory import is_lack_of_memory
 from pdlib.paths import write_whole
 
 TABLE = "volumes.csv"
@@ -77,7 +78,7 @@ def _one(ready: Ready, scan: Scan, out: Path) -> Outcome:
             torch.cuda.empty_cache()
         named = isinstance(error, OSError) and error.filename is not None
         text = f"{error.filename}: {error.strerror}" if named else str(error) or type(error).__name__
-        known = isinstance(error, (ValueError, OSError, MemoryError))
+        known = isinstance(error, (ValueError, OSError)) or is_lack_of_memory(error)
         return replace(failed, about=_in_line(text if known else f"unexpected {type(error).__name__}: {text}"))
 
 

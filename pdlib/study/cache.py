@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from filelock import FileLock
 
 from pdlib.inference.slices import Timed
-from pdlib.paths import replacing
+from pdlib.paths import alone, replacing
 
 NAME_CHARACTERS = 80  # of a subject that its file's name shows; a digest of the whole tells files apart
 
@@ -34,16 +31,23 @@ def first_members(folder: Path, recipe: dict, count: int, draw: Callable[[range]
     Members are kept in half precision and returned as a later run reads them.
     """
     path, text = folder / file_name(recipe["subject"]), json.dumps(recipe, sort_keys=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        stored = _load(path, text)
-        have = len(stored.values) if stored else 0
-        if have < count:
-            fresh = draw(range(have, count))
-            values = np.concatenate([stored.values, fresh.values]) if stored else fresh.values
-            seconds = (have * (stored.seconds if stored else 0.0) + (count - have) * fresh.seconds) / count
-            stored = _store(path, text, Timed(values, fresh.calls, seconds))
+    stored = _load(path, text)
+    if stored is None or len(stored.values) < count:
+        with alone(path.with_suffix(".lock"), f"members of {recipe['subject']}"):
+            stored = _completed(path, text, count, draw)
     return Drawn(stored.values[:count], stored.calls * count, stored.seconds * count)
+
+
+def _completed(path: Path, recipe: str, count: int, draw: Callable[[range], Timed]) -> Timed:
+    """What is kept at path, after another process perhaps, with the members that are missing."""
+    stored = _load(path, recipe)
+    have = len(stored.values) if stored else 0
+    if have >= count:
+        return stored
+    fresh = draw(range(have, count))
+    values = np.concatenate([stored.values, fresh.values]) if stored else fresh.values
+    seconds = (have * (stored.seconds if stored else 0.0) + (count - have) * fresh.seconds) / count
+    return _store(path, recipe, Timed(values, fresh.calls, seconds))
 
 
 def file_name(subject: str) -> str:
@@ -62,9 +66,10 @@ def _store(path: Path, recipe: str, timed: Timed) -> Timed:
 def _load(path: Path, recipe: str) -> Timed | None:
     """What is kept at path under this recipe; None for another recipe, and for a file that cannot be read."""
     try:
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             if str(stored["recipe"]) != recipe:
                 return None
-            return Timed(stored["values"].astype(np.float32), int(stored["calls"]), float(stored["seconds"]))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            values, calls, seconds = stored["values"], stored["calls"], stored["seconds"]
+            return Timed(values.astype(np.float32), int(calls), float(seconds)) if values.ndim == 4 else None
+    except Exception:  # damage makes zip and NumPy raise almost anything
         return None

@@ -12,13 +12,13 @@ import yaml
 
 from pdlib.evaluation import records
 from pdlib.evaluation.stats import design_effect, detectable_difference
+from pdlib.graph import place_of
 from pdlib.methods import CHAIN
 from pdlib.paths import ROOT, Layout
 from pdlib.profiles import Profile, load_profile
 from pdlib.report.titles import display_name, row_title
 from pdlib.report.values import select
 from pdlib.study.claims import EVERY_STEP, TABLES, Claim, Scores, registered
-from pdlib.workflow import place_of
 
 SOURCE = "cpu"
 

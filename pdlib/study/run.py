@@ -15,6 +15,7 @@ from pdlib.data import wmh
 from pdlib.diffusion.latent import latent_diffusion
 from pdlib.diffusion.sampler import Diffusion, build_diffusion
 from pdlib.evaluation import records
+from pdlib.graph import needed, place_of
 from pdlib.inference.precision import Compute, choose_device, fast_precision
 from pdlib.inference.volumes import Subject
 from pdlib.inference.window import brain_slices
@@ -23,7 +24,7 @@ from pdlib.paths import ROOT, Layout, committed_weights
 from pdlib.profiles import Profile, load_profile
 from pdlib.training.bank import SliceBank
 from pdlib.training.weights import Weights, load_weights
-from pdlib.workflow import needed, place_of, require
+from pdlib.workflow import require
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,25 @@ ends), last.safetensors (all that a resume needs) and, if asked for, step_<updat
 
 import copy
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
+from pdlib.memory import is_lack_of_memory
+from pdlib.paths import alone
 from pdlib.training.bank import Batch, SliceBank
+from pdlib.training.checkpoint import Progress, resume, write_checkpoint
 from pdlib.training.objectives import Losses, Objective
+from pdlib.training.processes import build_fabric, share
 from pdlib.training.watch import watch
-from pdlib.training.weights import Weights, write_weights
+from pdlib.training.weights import Weights, require_fit, write_weights
 
 OnStep = Callable[[int, Losses], None]  # updates done, and their last loss; reading it makes a GPU wait
 Validate = Callable[[nn.Module], dict[str, float]]
@@ -34,7 +36,7 @@ class Fit:
 
     Args:
         steps: optimiser updates.
-        batch_size: images an update and device.
+        batch_size: images an update; the processes of `fabric run` share them.
         crop: (height, width) of the random crops.
         flip_probability: chance of a left-right flip.
         learning_rate, final_learning_rate: cosine decay from one to the other (equal: constant).
@@ -125,15 +127,6 @@ class Learner:
         return f"{broken[0]} is not finite after update {step}" if broken else None
 
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it remarks on its settings, in red in a notebook
-
-
-def build_fabric(device: torch.device, precision: str) -> Fabric:
-    """Lightning's Fabric on this one device."""
-    devices = 1 if device.index is None or device.type == "cpu" else [device.index]
-    return Fabric(accelerator=device.type, devices=devices, precision=precision)
-
-
 def build_optimizer(network: nn.Module, fit: Fit) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015) in one fused call."""
     arguments = {"lr": fit.learning_rate, "betas": fit.betas, "weight_decay": fit.weight_decay}
@@ -150,23 +143,47 @@ def fit_network(
 
     Returns the history: step, metric, value (a loss is its mean since the last validation). TrainingDiverged, naming
     loss, update and the last good checkpoint, where a loss or a weight is not finite; it is looked for at validations.
+    MemoryError, one line, where memory runs out; what is kept stays.
     """
-    fit = training.fit
     if training.start is not None:
         _begin_with(training.start, network)
-    learner = Learner(network, fit, training.device, training.precision)
-    progress = resume(learner, training)
+    learner = Learner(network, training.fit, training.device, training.precision)
+    with _no_other(learner, training):
+        try:
+            return _fit_alone(learner, objective, bank, validate, training)
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
+            kept = f"it goes on from {training.last}" if training.last.exists() else "it has no checkpoint yet"
+            raise MemoryError(f"training {training.folder.name}: out of memory; {kept}") from error
+
+
+@contextmanager
+def _no_other(learner: Learner, training: Training) -> Iterator[None]:
+    """One training of a folder at a time, also where the process that began the other has died before it."""
+    first = learner.fabric.is_global_zero
+    lock = training.folder.with_name(f"{training.folder.name}.lock")
+    with alone(lock, f"training {training.folder.name}") if first else nullcontext():
+        learner.fabric.barrier()
+        yield
+
+
+def _fit_alone(
+    learner: Learner, objective: Objective, bank: SliceBank, validate: Validate, training: Training
+) -> pd.DataFrame:
+    fit, progress = training.fit, resume(learner, training)
     bank, losses = bank.to(learner.fabric.device), []
-    with _seen(training, progress.done) as (on_step, on_validation):
+    with _seen(learner, training, progress.done) as (on_step, on_validation):
         for step in range(progress.done, fit.steps):
             if progress.has_stalled(fit):
                 break
-            losses.append(update(learner, objective, bank.draw(step, learner.fabric.global_rank, fit)))
+            losses.append(update(learner, objective, share(bank, step, fit, learner.fabric)))
             on_step(step + 1, losses[-1])
             if (step + 1) % fit.validate_every == 0 or step + 1 == fit.steps:
                 means = _mean_losses(losses, learner, progress, training)
                 losses.clear()
-                _keep({**means, **validate(learner.average)}, step + 1, learner, progress, training)
+                scores = learner.fabric.broadcast({**means, **validate(learner.average)})
+                _keep(scores, step + 1, learner, progress, training)
                 on_validation(progress.history)
     if learner.fabric.is_global_zero:
         _mark_finished(training.best)
@@ -176,12 +193,12 @@ def fit_network(
 def _begin_with(start: Weights, network: nn.Module) -> None:
     """Give a network the weights of another; ValueError, naming their file, where it is built otherwise."""
     try:
-        network.load_state_dict({name: one.float() for name, one in start.tensors.items()})
-    except RuntimeError as error:
-        said = " ".join(str(error).split())
+        require_fit(network, start.tensors)
+    except ValueError as error:
         raise ValueError(
-            f"{start.path}: of another network than the profile's, so not to go on from ({said})"
+            f"{start.path}: of another network than the profile's, so not to go on from ({error})"
         ) from None
+    network.load_state_dict(start.tensors)
 
 
 def update(learner: Learner, objective: Objective, batch: Batch) -> Losses:
@@ -211,29 +228,10 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
         mine.copy_(theirs)
 
 
-@dataclass
-class Progress:
-    """How far a training has come: updates done, the history's rows, the best score, validations since it."""
-
-    done: int = 0
-    history: list[dict] = field(default_factory=list)
-    best: float | None = None
-    since_best: int = 0
-
-    def gains(self, score: float, fit: Fit) -> bool:
-        """Whether a score is a new best; kept with it. The first one is, whatever it is."""
-        gained = self.best is None or score > self.best + fit.min_gain
-        self.best, self.since_best = (score, 0) if gained else (self.best, self.since_best + 1)
-        return gained
-
-    def has_stalled(self, fit: Fit) -> bool:
-        """Whether the training ends here, before its last update."""
-        return fit.patience is not None and self.since_best >= fit.patience
-
-
 def _mean_losses(losses: list[Losses], learner: Learner, progress: Progress, training: Training) -> dict[str, float]:
     """The mean of each part of the loss since the last validation; TrainingDiverged where one is not finite."""
-    numbers = pd.DataFrame({name: torch.stack([one[name] for one in losses]).tolist() for name in losses[0]})
+    parts = {name: torch.stack([one[name] for one in losses]) for name in losses[0]}
+    numbers = pd.DataFrame({name: learner.fabric.all_reduce(part).tolist() for name, part in parts.items()})
     fault = _first_fault(numbers, progress.done) or learner.fault(progress.done + len(losses))
     if fault:
         kept = f"the last good checkpoint is {training.last}, of update {progress.done}"
@@ -265,7 +263,7 @@ def _keep(scores: dict[str, float], step: int, learner: Learner, progress: Progr
         if gained:
             about = {"step": step, training.select: score, "finished": False}
             write_weights(training.best, averaged, {**training.card, **about})
-        _write_checkpoint(learner, progress, training)
+        write_checkpoint(learner, progress, training)
     learner.fabric.barrier()
 
 
@@ -276,42 +274,12 @@ def _mark_finished(best: Path) -> None:
         write_weights(best, weights.tensors, {**weights.card, "finished": True})
 
 
-def _write_checkpoint(learner: Learner, progress: Progress, training: Training) -> None:
-    tensors = {f"network.{name}": tensor for name, tensor in learner.network.module.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in learner.average.state_dict().items()}
-    for index, state in learner.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    write_weights(training.last, tensors, {"recipe": training.recipe, **asdict(progress)})
-
-
-def resume(learner: Learner, training: Training) -> Progress:
-    """Put a learner where its killed training was; without one of this recipe the folder is emptied and it starts."""
-    stored = Weights.read(training.last) if training.last.exists() and training.best.exists() else None
-    if stored is None or stored.card.get("recipe") != training.recipe:
-        for stale in training.folder.glob("*.safetensors"):
-            stale.unlink()
-        return Progress()
-    parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
-    for name, tensor in stored.tensors.items():
-        part, rest = name.split(".", 1)
-        parts[part][rest] = tensor
-    learner.network.module.load_state_dict(parts["network"])
-    learner.average.load_state_dict(parts["average"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in parts["optimizer"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return Progress(**{key: stored.card[key] for key in asdict(Progress())})
-
-
 @contextmanager
-def _seen(training: Training, done: int) -> Iterator[tuple[OnStep, Callable[[list[dict]], None]]]:
+def _seen(learner: Learner, training: Training, done: int) -> Iterator[tuple[OnStep, Callable[[list[dict]], None]]]:
     """What to call after each update, and after each validation with the history: the training's own on_step alone, or
-    what shows a training that goes on from the updates done."""
-    if training.on_step is not None:
-        yield training.on_step, lambda history: None
+    what shows a training that goes on from the updates done, which one process of several does."""
+    if training.on_step is not None or not learner.fabric.is_global_zero:
+        yield training.on_step or (lambda step, losses: None), lambda history: None
         return
     with watch(training.folder.name, done, training.fit.steps) as watched:
         yield lambda step, losses: watched.step(step), watched.validated

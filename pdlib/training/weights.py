@@ -1,12 +1,13 @@
 """A trained network's file: tensors, a card that says what they are, and a digest; each file is read and hashed once.
 
 Every weights file is safetensors with one JSON card: "kind" (a key of `BUILDERS`), "network" (its builder's arguments),
-"data" (what it was trained on) and what else its user needs.
+"data" (what it was trained on) and what else its user needs. A file may come from anywhere: nothing in it is run, and
+what it claims is checked before it is used.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,24 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "autoencoder": MaskAutoencoder,
 }
 MOST_KEPT = 32  # files in memory; a run of every method uses fewer
+LARGEST, LONGEST = 4096, 64  # number and list that a card's network may have: far beyond any network here
+LATEST = 1_000_000  # index of a diffusion step that a card may name
+PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+PICKLE = (
+    "a pickle, as torch.save writes it: reading one can run code that it holds, so none is read here;"
+    " save its tensors as safetensors"
+)
+
+
+class Card(dict):
+    """What a training wrote about its weights; ValueError naming the file for a key that it lacks."""
+
+    def __init__(self, path: Path, content: Mapping):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str):
+        raise ValueError(f"{self.path}: its card does not say its {key}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +78,17 @@ class Weights:
     @classmethod
     def read(cls, path: Path) -> "Weights":
         """Read and hash a file; ValueError naming it when it is not one of ours. `load_weights` keeps what it read."""
-        path = Path(path)
+        path, content = Path(path), b""
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("no file")
             content = path.read_bytes()
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            card = json.loads(header["__metadata__"]["card"])
-            return cls(path, safetensors.torch.load(content), card, hashlib.sha256(content).hexdigest())
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable weights file ({error})") from error
+            tensors = safetensors.torch.load(content)
+            card = Card(path, _card(content))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            why = PICKLE if _is_pickle(path, content) else " ".join(str(error).split())[:300]
+            raise ValueError(f"{path}: not a readable weights file ({why})") from error
+        return cls(path, tensors, card, hashlib.sha256(content).hexdigest())
 
     @property
     def finished(self) -> bool:
@@ -77,6 +99,14 @@ class Weights:
     def comes_along(self) -> bool:
         """Whether these are a copy that a clone comes with (see `export_weights`)."""
         return "full_precision" in self.card
+
+    @property
+    def data(self) -> dict:
+        """What it was trained on; ValueError naming the file where the card does not say it."""
+        data = self.card.get("data")
+        if not isinstance(data, dict) or not {"fingerprint", "phantom", "train"} <= data.keys():
+            raise ValueError(f"{self.path}: its card does not say what it was trained on")
+        return data
 
     def require_finished(self) -> "Weights":
         """These weights; ValueError naming the file and the update if their training was cut off or still runs."""
@@ -93,16 +123,81 @@ class Weights:
 
     def build(self, device: torch.device, *kinds: str) -> nn.Module:
         """A new network on a device, in eval mode and without gradients. ValueError naming the file if it is of none of
-        these kinds, or if tensors and card do not fit together.
+        these kinds, or if tensors and card do not fit together: no memory is taken before they are known to.
         """
         self.require_kind(*kinds)
         try:
-            network = BUILDERS[self.card["kind"]](**self.card["network"])
+            builder, how = BUILDERS[self.card["kind"]], self.card["network"]
+            _require_modest(how)
+            with torch.device("meta"):
+                require_fit(builder(**how), self.tensors)
+            network = builder(**how)
             network.load_state_dict(self.tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:300]  # torch names every tensor, a line each
+        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+            said = " ".join(str(error).split())[:300]
             raise ValueError(f"{self.path}: weights and card do not fit together ({said})") from error
         return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def require_fit(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError where tensors are not those of a network: other names, shapes or kinds of number, or not finite.
+
+    Any precision of floating-point numbers fits; the network may lie on the meta device.
+    """
+    own = network.state_dict()
+    if missing := [name for name in own if name not in tensors]:
+        raise ValueError(f"{len(missing)} of the network's tensors are missing, {missing[0]} for one")
+    if strange := sorted(set(tensors) - set(own)):
+        raise ValueError(f"{len(strange)} tensors are none of the network's, {strange[0]} for one")
+    for name, wanted in own.items():
+        given = tensors[name]
+        if given.shape != wanted.shape:
+            raise ValueError(f"{name} has shape {[*given.shape]}, the network's {[*wanted.shape]}")
+        if given.dtype != wanted.dtype and not (given.is_floating_point() and wanted.is_floating_point()):
+            raise ValueError(f"{name} holds {given.dtype}, the network's {wanted.dtype}")
+        if not given.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _is_pickle(path: Path, content: bytes) -> bool:
+    """Whether what is no safetensors file is a pickle: torch's zip archive, a bare one, or one by its name."""
+    bare = content[:1] == b"\x80" and content[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    return bare or content.startswith(b"PK\3\4") or path.suffix in PICKLES
+
+
+def _card(content: bytes) -> dict:
+    """The card of a safetensors file, by its public form: a length, a JSON header, the tensors."""
+    about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    if "card" not in about:
+        raise ValueError("it has no card, which says of which network it is")
+    card = json.loads(about["card"])
+    if not isinstance(card, dict):
+        raise ValueError("its card is no mapping")
+    for key in ("step", "t_max", "t_start", "t_stop"):
+        if key in card and not (type(card[key]) is int and 0 <= card[key] <= LATEST):
+            raise ValueError(f"its card's {key} is no number from 0 to {LATEST}")
+    return card
+
+
+def _require_modest(network: Mapping) -> None:
+    """ValueError where building a network as a card has it would take for ever, or calling it would fail."""
+    if not isinstance(network, Mapping):
+        raise ValueError("its network is no mapping")
+    for key in ("channels", "strides", "discriminator_channels", "discriminator_strides"):
+        if not all(isinstance(one, int) and one > 0 for one in network.get(key, ())):
+            raise ValueError(f"{key} {network[key]} are no numbers of at least 1")
+    for value in _values(network):
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ValueError(f"{value} is more than any network here has")
+        if isinstance(value, list) and len(value) > LONGEST:
+            raise ValueError(f"a list of {len(value)} is more than any network here has")
+
+
+def _values(value: object) -> Iterator[object]:
+    yield value
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _values(one)
 
 
 def load_weights(path: Path) -> Weights:
@@ -158,12 +253,5 @@ def same_data(*weights: Weights) -> None:
     first = weights[0]
     for other in weights[1:]:
         for key, what in (("fingerprint", "data"), ("phantom", "kind of data"), ("train", "subjects")):
-            if _data(first)[key] != _data(other)[key]:
+            if first.data[key] != other.data[key]:
                 raise ValueError(f"{first.path} and {other.path}: trained on different {what}, so not to be combined")
-
-
-def _data(weights: Weights) -> dict:
-    data = weights.card.get("data")
-    if not isinstance(data, dict) or not {"fingerprint", "phantom", "train"} <= data.keys():
-        raise ValueError(f"{weights.path}: its card does not say what it was trained on")
-    return data

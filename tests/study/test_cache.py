@@ -119,7 +119,7 @@ def test_a_draw_that_is_killed_leaves_what_was_there(tmp_path):
     assert draw.drawn == [0, 1, 2]
 
 
-def test_two_runs_at_once_draw_once(tmp_path):
+def test_two_runs_at_once_draw_once_and_the_second_says_for_whom_it_waits(tmp_path, capsys):
     draw, begun = Draw(), threading.Event()
 
     def slow(members):
@@ -133,3 +133,24 @@ def test_two_runs_at_once_draw_once(tmp_path):
     first_members(tmp_path, {"subject": "a"}, 2, draw)
     first.join()
     assert draw.drawn == [0, 1]
+    assert capsys.readouterr().err.startswith("members of a: waiting for members of a (process ")
+
+
+def test_no_flipped_bit_gets_past(tmp_path):
+    """Every byte of a small file: the members are those that were kept, or are drawn anew."""
+    recipe, draw = {"subject": "a"}, Draw()
+    kept = first_members(tmp_path, recipe, 1, draw).values
+    path = tmp_path / file_name("a")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(bytes([*whole[:place], whole[place] ^ 1 << place % 8, *whole[place + 1 :]]))
+        np.testing.assert_array_equal(first_members(tmp_path, recipe, 1, draw).values, kept)
+    assert len(draw.drawn) > len(whole) / 2
+
+
+def test_a_pickle_in_its_place_is_not_opened(tmp_path):
+    path, draw = tmp_path / file_name("a"), Draw()
+    with path.open("wb") as stream:
+        np.savez(stream, values=np.array([print], dtype=object), calls=1, seconds=1.0, recipe='{"subject": "a"}')
+    first_members(tmp_path, {"subject": "a"}, 1, draw)
+    assert draw.drawn == [0]

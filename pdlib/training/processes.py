@@ -1,0 +1,38 @@
+"""The processes of a training: one on one device, or as many as `fabric run` begins, which share every update."""
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from lightning_fabric import Fabric
+
+from pdlib.training.bank import Batch, SliceBank
+
+if TYPE_CHECKING:
+    from pdlib.training.fit import Fit
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it remarks on its settings, in red in a notebook
+
+
+def build_fabric(device: torch.device, precision: str) -> Fabric:
+    """Lightning's Fabric on this one device; in a process that `fabric run` has begun, on what its options say."""
+    if "LT_CLI_USED" in os.environ:
+        return Fabric(precision=precision)
+    devices = 1 if device.index is None or device.type == "cpu" else [device.index]
+    return Fabric(accelerator=device.type, devices=devices, precision=precision)
+
+
+def share(bank: SliceBank, step: int, fit: "Fit", fabric: Fabric) -> Batch:
+    """What this process sees of an update: its share of the same crops, however many processes there are.
+
+    What else is drawn for them (t, noise, dropout) is the process's own. ValueError where the batch cannot be shared
+    equally.
+    """
+    rank, processes, batch = fabric.global_rank, fabric.world_size, bank.draw(step, 0, fit)
+    if processes == 1:
+        return batch
+    if fit.batch_size % processes:
+        raise ValueError(f"batch_size {fit.batch_size}: {processes} processes cannot share it equally")
+    own = bank.draw(step, rank, fit).generator
+    return Batch(batch.image[rank::processes], batch.mask[rank::processes], step, own)
