@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pdlib.methods import CHAIN
-from pdlib.report import printed
 from pdlib.report.differences import BARS, forest, paired_mean, reach
+from pdlib.report.printed import mark_printed
 from pdlib.report.style import (
     DOUBLE,
     SINGLE,
@@ -104,7 +104,7 @@ def scores_figure(
     the paired difference to PD-DDPM with its interval over trainings and subjects.
 
     scores: rows of `records.COLUMNS`, of one split; methods: keys of `methods.METHODS`, from the top down, PD-DDPM
-    among them; paper: Dice as the paper prints it (`printed.printed_values`), a hollow diamond. Whiskers reach the
+    among them; paper: Dice as the paper prints it (`printed.printed_dice`), a hollow diamond. Whiskers reach the
     outermost subject. ValueError: a method without scores.
     """
     rows = scores[scores.metric == "dice"]
@@ -119,11 +119,10 @@ def scores_figure(
         warnings.simplefilter("ignore", MatplotlibDeprecationWarning)
         sns.boxplot(**common, whis=(0, 100), width=0.6, fill=False, linewidth=0.8)
     sns.stripplot(**common, size=3, alpha=0.55, jitter=False)
-    for place, method in enumerate(methods):
-        if method in paper:
-            ax.plot(paper[method], place, **printed.MARKER, label="mean in the paper")
-    if ax.get_legend_handles_labels()[0]:
-        figure.legend(*(part[:1] for part in ax.get_legend_handles_labels()), loc="outside lower right")
+    known = [method for method in methods if method in paper]
+    mark_printed(ax, [paper[method] for method in known], [methods.index(method) for method in known])
+    if known:
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right")
     forest(right, parts, CHAIN, "dice", interval, methods)
     ax.set_yticks(range(len(methods)), [display_name(method) for method in methods])
     right.tick_params(left=False, labelleft=False)

@@ -1,14 +1,26 @@
 """What the paper prints, for figures of real data. Scores of a phantom never stand beside it."""
 
+from collections.abc import Sequence
+
 import pandas as pd
+from matplotlib.axes import Axes
 
-MARKER = {"marker": "D", "markerfacecolor": "none", "linestyle": "", "color": "0.2", "markersize": 5}
+from pdlib.paths import PAPER_NUMBERS
+
+MARKER = {"marker": "D", "markerfacecolor": "none", "linestyle": "", "color": "0.2", "markersize": 5, "clip_on": False}
 
 
-def printed_values(paper: pd.DataFrame, metric: str, *, note: str) -> dict[str, float]:
-    """A metric of Table 1 as the paper prints it, by method; nothing where a figure has a note, such as "phantom".
+def printed_dice(table: str, *, note: str) -> dict[str, float]:
+    """Dice as the paper prints it; nothing where a figure has a note, such as "phantom".
 
-    paper: columns table, row, metric, value (`paths.PAPER_NUMBERS`).
+    table: "1", by method; "fig3", by T'/T, or "fig4", by the number of members, where Table 1 prints the same quantity.
     """
-    rows = paper[(paper.table.astype(str) == "1") & (paper.metric == metric)]
-    return {} if note else dict(zip(rows.row, rows.value.astype(float), strict=True))
+    paper = pd.read_csv(PAPER_NUMBERS, dtype={"table": str, "row": str})
+    rows = paper[(paper.table == table) & (paper.metric == "dice")]
+    return {} if note else dict(zip(rows.row, rows.value, strict=True))
+
+
+def mark_printed(ax: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """Draw hollow diamonds where the paper's values lie, with one label; none where there are no values."""
+    if len(x):
+        ax.plot(x, y, **MARKER, label="mean in the paper")

@@ -6,6 +6,7 @@ import pandas as pd
 
 from pdlib.evaluation.stats import mean_interval
 from pdlib.report.differences import BARS, paired_mean, reach, row_mean
+from pdlib.report.printed import mark_printed
 from pdlib.report.style import DOUBLE, SINGLE, SPLIT_STYLES, PaperFigure, method_colour, paper_style, scaled_axis
 from pdlib.report.titles import display_name
 from pdlib.report.values import select, tested_values
@@ -13,14 +14,22 @@ from pdlib.report.values import select, tested_values
 
 @paper_style
 def t_prime_figure(
-    scores: pd.DataFrame, *, method: str, preseg: str, steps: int, chosen: Sequence[int], interval: Mapping[str, float]
+    scores: pd.DataFrame,
+    *,
+    method: str,
+    preseg: str,
+    steps: int,
+    chosen: Sequence[int],
+    interval: Mapping[str, float],
+    paper: Mapping[str, float],
 ) -> PaperFigure:
     """Fig. 3 against T': mean Dice of `method`, its difference to the pre-segmentation's, and its uncertainty.
 
     scores: rows of `records.COLUMNS`, one curve for each split in it. The Dice of the pre-segmentation `preseg` is a
     dashed line for each split. Bars are intervals over trainings and subjects; Dice has none, for the spread between
     subjects tells nothing of a difference. steps is T; chosen holds the T' taken on the validation subjects, of each
-    fold; interval the arguments of `mean_interval`.
+    fold; interval the arguments of `mean_interval`; paper, by T'/T, Dice as the paper prints it
+    (`printed.printed_dice`).
     """
     for metric in ("dice", "uncertainty"):
         if not ((scores.method == method) & (scores.metric == metric)).any():
@@ -58,6 +67,7 @@ def t_prime_figure(
         ax.set(xlabel="$T'$", xlim=(0, steps))
         top = ax.secondary_xaxis("top", functions=(lambda t: t / steps, lambda share: share * steps))
         top.set_xlabel("$T'/T$")
+    mark_printed(plain, [float(share) * steps for share in paper], [*paper.values()])
     plain.set_ylabel("Dice")
     difference.set_ylabel("Δ Dice to the\npre-segmentation")
     scaled_axis(spread, "Uncertainty (variance)")
@@ -68,14 +78,19 @@ def t_prime_figure(
 
 @paper_style
 def ensemble_figure(
-    scores: pd.DataFrame, *, method: str, seeds: Mapping[str, int], interval: Mapping[str, float]
+    scores: pd.DataFrame,
+    *,
+    method: str,
+    seeds: Mapping[str, int],
+    interval: Mapping[str, float],
+    paper: Mapping[str, float],
 ) -> PaperFigure:
     """Fig. 4: Dice against ensemble size, mean and standard deviation over random ensembles, a curve for each split.
 
     scores: rows of `records.COLUMNS` in which `seed` tells the random ensembles of one size apart; seeds: the training
     that segmented each subject (`Run.seed_of`). An ensemble's Dice is its mean over subjects; the deviation (ddof 1) is
     that of these means, NaN for a single ensemble. The legend has the gain from the smallest to the largest size, with
-    its interval over trainings and subjects.
+    its interval over trainings and subjects. paper: Dice as the paper prints it (`printed.printed_dice`), by size.
     """
     rows = scores[(scores.method == method) & (scores.metric == "dice")]
     if rows.empty:
@@ -93,6 +108,7 @@ def ensemble_figure(
         aside = sizes + place * 0.02 * sizes.max()  # so that no bar covers another
         look = {"color": method_colour(method), "marker": "o"} | SPLIT_STYLES[split]
         ax.errorbar(aside, drawn["mean"], drawn["std"], label=label, **look, **BARS)
+    mark_printed(ax, [float(size) for size in paper], [*paper.values()])
     ax.set(xlabel="Ensemble size", ylabel="Dice, mean ± deviation\nover random ensembles")
     ax.set_xticks(sizes)
     figure.legend(loc="outside lower center")

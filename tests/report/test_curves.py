@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from pdlib.evaluation.stats import mean_interval
 from pdlib.report import curves
-from pdlib.report.printed import printed_values
+from pdlib.report.printed import printed_dice
 from pdlib.report.style import method_colour
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
@@ -110,13 +110,11 @@ def test_every_subject_is_a_dot_in_its_methods_colour():
 
 
 def test_the_papers_values_are_hollow_and_never_stand_beside_a_phantoms():
-    paper = pd.DataFrame({"table": [1, 1, 2], "row": ["pd_ddpm", "pd_ddpm", "0.000"], "metric": ["dice", "f1", "dice"]})
-    paper["value"] = [0.812, 0.8, 0.353]
-    assert printed_values(paper, "dice", note="phantom") == {}
-    printed = printed_values(paper, "dice", note="")
-    assert printed == {"pd_ddpm": 0.812}
-    scores = pd.concat([rows(name, [0.6, 0.8]) for name in ("unet", "pd_ddpm")])
-    figure = curves.scores_figure(scores, methods=["unet", "pd_ddpm"], interval=INTERVAL, paper=printed)
+    assert printed_dice("1", note="phantom") == printed_dice("fig3", note="phantom") == {}
+    printed = printed_dice("1", note="")
+    assert len(printed) == 9 and printed["pd_ddpm"] == 0.812
+    scores = pd.concat([rows(name, [0.6, 0.8]) for name in ("x0_jump", "pd_ddpm")])
+    figure = curves.scores_figure(scores, methods=["x0_jump", "pd_ddpm"], interval=INTERVAL, paper=printed)
     mark = line(figure.axes[0], "mean in the paper")
     assert mark.get_xydata().tolist() == [[0.812, 1]] and mark.get_markerfacecolor() == "none"
     assert [text.get_text() for text in figure.legends[0].texts] == ["mean in the paper"]

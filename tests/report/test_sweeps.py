@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from pdlib.evaluation.stats import mean_interval
 from pdlib.report import sweeps
+from pdlib.report.printed import printed_dice
 from pdlib.report.style import method_colour
 
 INTERVAL = {"resamples": 200, "confidence": 0.95, "seed": 0}
@@ -34,6 +35,7 @@ def test_t_prime_curves_are_the_means_given_and_the_difference_is_paired():
     seeds = {"Utrecht/0": 0, "Utrecht/1": 0, "Utrecht/2": 1, "Utrecht/3": 1}
     scores = pd.concat(parts).assign(seed=lambda rows: rows.subject.map(seeds))
     how = {"method": "pd_ddpm", "preseg": "attention_unet", "steps": 1000, "chosen": [100], "interval": INTERVAL}
+    how["paper"] = printed_dice("fig3", note="")
     plain, difference, spread = sweeps.t_prime_figure(scores, **how).axes
     for place, split in enumerate(("validation", "test")):
         curve = line(plain, f"PD-DDPM, {split} (n = 4)")
@@ -43,6 +45,7 @@ def test_t_prime_curves_are_the_means_given_and_the_difference_is_paired():
             point = mean_interval(truth[split, metric, 50] - less, **INTERVAL, groups=[0, 0, 1, 1])
             assert ax.containers[place].lines[0].get_ydata()[0] == pytest.approx(point["mean"])
             np.testing.assert_allclose(bars(ax, place)[0], [point["low"], point["high"]])
+    np.testing.assert_allclose(line(plain, "mean in the paper").get_xydata(), [[300, 0.812], [1000, 0.796]])
     assert line(plain, "$T'$ = 100").get_xdata()[0] == 100
     assert {one.get_color() for one in spread.lines if len(one.get_xdata()) == 3} == {method_colour("pd_ddpm")}
     assert line(plain, "Attention U-Net, test").get_ydata()[0] == pytest.approx(0.55)
@@ -52,10 +55,12 @@ def test_ensemble_deviation_is_over_random_ensembles_and_the_gain_over_subjects(
     values = {(1, 0): [0.5, 0.7], (1, 1): [0.7, 0.9], (4, 0): [0.8, 0.8], (4, 1): [0.8, 0.84]}
     scores = pd.concat([rows("pd_ddpm", v, ensemble_size=size, seed=seed) for (size, seed), v in values.items()])
     how = {"method": "pd_ddpm", "seeds": {"Utrecht/0": 0, "Utrecht/1": 1}, "interval": INTERVAL}
-    figure = sweeps.ensemble_figure(scores, **how)
+    figure = sweeps.ensemble_figure(scores, **how, paper={})
     (ax,) = figure.axes
     np.testing.assert_allclose(ax.lines[0].get_ydata().astype(float), [0.7, 0.81])
     np.testing.assert_allclose(np.diff(bars(ax)).ravel() / 2, [0.2 / 2**0.5, 0.02 / 2**0.5])
     gain = mean_interval([0.2, 0.02], **INTERVAL, groups=[0, 1])
     told = f"from 1 to 4 members: +0.1100 [{gain['low']:.4f}, {gain['high']:.4f}]"
     assert [text.get_text() for text in figure.legends[0].texts] == [f"test (n = 2, 2 ensembles a size)\n{told}"]
+    (ax,) = sweeps.ensemble_figure(scores, **how, paper=printed_dice("fig4", note="")).axes
+    assert line(ax, "mean in the paper").get_xydata().tolist() == [[5, 0.812]]

@@ -266,6 +266,8 @@ def test_the_papers_numbers_are_whole_and_consistent():
     assert one.shape == (9, 5) and two.shape == (5, 5) and paper.value.notna().all()
     last = one.set_index("method").loc["pd_ddpm"]
     assert last.tolist() == two.set_index("preseg_dice").loc["0.799"].tolist() == [0.812, 3.494, 0.689, 0.8]
+    dice, points = one.set_index("method").dice, paper[paper.table.isin(["fig3", "fig4"])]
+    assert points.value.tolist() == [dice.pd_ddpm, dice.ddpm, dice.pd_ddpm]
     assert (one.jaccard - one.dice / (2 - one.dice)).abs().max() < 0.02
     assert "| Pre-segmentation Dice | Dice |" in tables.table_markdown(two, "Paper")
     assert "| PD-DDPM | 0.812 | 3.494 | 0.689 | 0.800 |" in tables.table_markdown(one, "Paper")
