@@ -1,6 +1,6 @@
 """The graph of notebook runs: papermill for each job, cached and resumable. `make reproduce` calls it.
 
-What waits for what is `workflow.graph`; what a job leaves behind stands here. Every path is relative to the output root,
+What waits for what is `pdlib.graph`; what a job leaves behind stands here. Every path is relative to the output root,
 the working directory: what a user calls a folder never meets Snakemake's braces.
 """
 
@@ -11,10 +11,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from pdlib.graph import cells_digest, graph, place_of, rule_name, sections_read
 from pdlib.methods import DENOISERS, REPEATED, SCORED
 from pdlib.paths import BENCHMARKS, CONFIGS, NOTEBOOKS, PROFILE_JOBS, QUESTIONS, SHARED_JOBS, measured_devices
 from pdlib.profiles import load_profile
-from pdlib.workflow import IN_WORKFLOW, cells_digest, graph, place_of, sections_read
+from pdlib.progress import IN_WORKFLOW
 
 ASKED = json.loads(Path(os.environ["PDLIB_GRAPH"]).read_text(encoding="utf-8"))
 CHANGED = load_profile(ASKED["profile"], ASKED["changes"])
@@ -177,7 +178,7 @@ for job in GRAPH:
 
     rule:
         name:
-            "notebook_" + "".join(letter if letter.isalnum() else "_" for letter in job)
+            rule_name(job)
         input:
             done(*GRAPH[job]),
         output:

@@ -52,7 +52,8 @@ class LogHandler(LogHandlerBase):
     def close(self) -> None:
         """Tell at the end what has failed."""
         if self.failed:
-            self._tell(f"failed: {', '.join(self.failed)}; the errors stand above, and the same command tries again")
+            names = ", ".join(dict.fromkeys(self.failed))
+            self._tell(f"failed: {names}; the errors stand above, and the same command tries again")
             self.failed = []
         super().close()
 
@@ -62,6 +63,7 @@ class LogHandler(LogHandlerBase):
 
     def _end(self, job: int) -> None:
         self.done += 1
+        self.failed = [name for name in self.failed if name != self.names[job]]  # another attempt has done it
         took = time.monotonic() - self.started[job]
         self._tell(f"{self.names[job]} is done after {_duration(took)}; {self.done} of {self.jobs} are done")
 

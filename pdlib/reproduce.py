@@ -1,7 +1,7 @@
 """`make reproduce`: what was asked, checked at once; then one graph of notebook runs for each test fold.
 
 What the user gives comes as it was typed, in the environment: PDLIB_PROFILE, PDLIB_FOLDS, PDLIB_DATA, PDLIB_OUT_FOLDER,
-PDLIB_CHANGES, PDLIB_CORES, PDLIB_TARGETS, PDLIB_DRY and PDLIB_MEASURE. No shell and no Snakemake option reads it.
+PDLIB_CHANGES, PDLIB_CORES, PDLIB_CLUSTER, PDLIB_TARGETS, PDLIB_DRY and PDLIB_MEASURE. No shell reads it.
 """
 
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from pdlib.paths import ROOT, Layout, write_whole
+from pdlib.graph import graph, place_of, rule_name
+from pdlib.paths import CLUSTERS, ROOT, Layout, alone, write_whole
 from pdlib.profiles import Profile, load_profile
-from pdlib.workflow import alone, graph, place_of
 
 REAL_DATA = "real-data"  # where runs on a user's data go unasked: never over the committed phantom results
 
@@ -32,7 +32,8 @@ class Asked:
         pooled: whether all folds are pooled at the end.
         data: the folder of the cases, absolute; empty for the phantom.
         out: the output root, absolute.
-        cores: how many there are for jobs.
+        cores: how many there are for jobs; on a cluster, how many jobs at a time, None: as its profile says.
+        cluster: the folder of a Snakemake profile that runs the jobs elsewhere, absolute; None: they run here.
         targets: jobs of the graph; none: all of them.
         dry: only tell what would run.
         measured: first measure the machine, and tell what the run will cost.
@@ -43,7 +44,8 @@ class Asked:
     pooled: bool
     data: str
     out: Path
-    cores: int
+    cores: int | None
+    cluster: Path | None
     targets: tuple[str, ...]
     dry: bool
     measured: bool
@@ -59,13 +61,17 @@ class Asked:
         profile.repeats.require_phantom(data)
         out = Path(_folder("OUT", given["OUT_FOLDER"] or (REAL_DATA if data else ".")))
         _require_writable(out)
+        cluster = _cluster(given["CLUSTER"])
+        if cluster and "$" in str(out):
+            raise ValueError(f"OUT={out}: on a cluster Snakemake takes $ for a variable: choose another folder")
         return cls(
             profile,
             tuple(chosen_folds(profile, given["FOLDS"])),
             given["FOLDS"].strip() == "all",
             data,
             out,
-            _cores(given["CORES"]),
+            None if cluster and not given["CORES"] else _cores(given["CORES"]),
+            cluster,
             _targets(given["TARGETS"], profile),
             given["DRY"] not in ("", "0"),
             given["MEASURE"] != "0",
@@ -76,7 +82,7 @@ class Asked:
         return place_of(self.profile, str(self.out), fold)
 
 
-KEYS = ("PROFILE", "FOLDS", "DATA", "OUT_FOLDER", "CHANGES", "CORES", "TARGETS", "DRY", "MEASURE")
+KEYS = ("PROFILE", "FOLDS", "DATA", "OUT_FOLDER", "CHANGES", "CORES", "CLUSTER", "TARGETS", "DRY", "MEASURE")
 
 
 def chosen_folds(profile: Profile, asked: str) -> list[int]:
@@ -131,6 +137,16 @@ def _cores(given: str) -> int:
     return int(given)
 
 
+def _cluster(given: str) -> Path | None:
+    """The folder of a Snakemake profile: one of workflow/profiles by its name, or any other."""
+    if not given:
+        return None
+    folder = CLUSTERS / given if (CLUSTERS / given).is_dir() else Path(_folder("CLUSTER", given))
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"CLUSTER={given}: {folder / 'config.yaml'}: no such file")
+    return folder
+
+
 def _targets(given: str, profile: Profile) -> tuple[str, ...]:
     known, targets = [*graph(profile), "13_all_folds"], tuple(given.split())
     if unknown := [target for target in targets if target not in known]:
@@ -165,7 +181,7 @@ def run_graph(asked: Asked) -> int:
         return snakemake(asked, config)
     with alone(asked.out / "runs" / ".lock", words):
         write_whole(config, json.dumps(graph_settings(asked)))
-        if asked.measured:
+        if asked.measured and not asked.cluster:
             tell_cost(asked)
         return snakemake(asked, config)
 
@@ -186,14 +202,32 @@ def snakemake(asked: Asked, config: Path) -> int:
     here = replace(asked.place(asked.folds[0]), out=Path())
     targets = [str(here.done(job)) for job in asked.targets]
     os.chdir(ROOT)
-    arguments = ["--snakefile", "Snakefile", "--directory", str(asked.out), "--nolock", "--cores", str(asked.cores)]
-    arguments += ["--resources", "gpu=1", "--rerun-incomplete", "--keep-going"]
+    arguments = ["--snakefile", "Snakefile", "--directory", str(asked.out), "--nolock"]
+    arguments += ["--rerun-incomplete", "--keep-going", *where_jobs_run(asked)]
     arguments += ["--dry-run", "--printshellcmds"] if asked.dry else ["--logger", graph_log.register()]
     try:
         main([*arguments, "--", *targets])
     except SystemExit as done:
         return int(done.code or 0)
     return 0
+
+
+def where_jobs_run(asked: Asked) -> list[str]:
+    """Snakemake's arguments: this machine with one job at a time on its GPU, or a cluster with what each job wants."""
+    if not asked.cluster:
+        return ["--cores", str(asked.cores), "--resources", "gpu=1"]
+    chosen = ["--jobs", str(asked.cores)] if asked.cores else []
+    return ["--profile", str(asked.cluster), *chosen, *_wants(asked)]
+
+
+def _wants(asked: Asked) -> list[str]:
+    """What the notebooks.yaml beside a cluster's profile says that a job of each notebook wants, rule by rule."""
+    table = asked.cluster / "notebooks.yaml"
+    wants = yaml.safe_load(table.read_text(encoding="utf-8")) if table.exists() else {}
+    rules = {rule_name(job): wants.get(job.partition(".")[0], {}) for job in graph(asked.profile)}
+    rules["all_folds"] = wants.get("13_all_folds", {})
+    found = [f"{rule}:{name}={value}" for rule, wanted in rules.items() for name, value in wanted.items()]
+    return ["--set-resources", *found] if found else []
 
 
 def tell_cost(asked: Asked) -> None:

@@ -21,13 +21,13 @@ import yaml
 
 from pdlib.data import phantom, wmh
 from pdlib.data.wmh import Case
+from pdlib.graph import graph, place_of
 from pdlib.inference.window import Window
 from pdlib.paths import CONFIGS, Layout
 from pdlib.profiles import Profile, ProfileError, load_profile
 from pdlib.study.run import spread_over
 from pdlib.study.speed import Head, measure
 from pdlib.study.work import Unit, missing, works
-from pdlib.workflow import graph, place_of
 
 COPY = "PDLIB_COST_COPY"  # set in the processes that only keep the other cores busy
 MOST_COPIES = 8

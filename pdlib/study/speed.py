@@ -58,6 +58,11 @@ class Trial:
     state: bool = False  # the network sees the chain's state beside the image
     diffusion: dict | None = None  # of a denoiser
 
+    @property
+    def calls(self) -> int:
+        """How often a try calls the network."""
+        return 1 if self.diffusion is None else CHAIN_CALLS
+
 
 def trials(profile: Profile, head: Head) -> dict[str, Trial]:
     """Every training of a profile by its name: segmenters, denoisers, TDPM's, ADDPM's last network, photographs'."""
@@ -216,9 +221,9 @@ def measure(profile: Profile, head: Head, units: Iterable[tuple[str, str]]) -> d
     return prices
 
 
-def seconds_of_update(trial: Trial, compute: Compute) -> float:
-    """One update of a training in its own batch size."""
-    network, size = trial.build().to(memory_format=torch.channels_last), trial.image[1:]
+def updates(trial: Trial, network: nn.Module, compute: Compute) -> Callable[[int], Callable[[], None]]:
+    """Batch size -> what makes one update of a training, on random slices."""
+    size = trial.image[1:]
     bank = SliceBank([torch.rand(trial.image)], [torch.ones(trial.classes, *size)]).to(compute.device)
 
     def update(batch_size: int) -> Callable[[], None]:
@@ -226,13 +231,13 @@ def seconds_of_update(trial: Trial, compute: Compute) -> float:
         learner = training.Learner(network, fit, compute.device, compute.precision)
         return lambda: training.update(learner, trial.objective, bank.draw(0, 0, fit))
 
-    return _by_batch(update, trial.fit.batch_size, network, compute.device)
+    return update
 
 
-def seconds_of_call(trial: Trial, compute: Compute, slices: int) -> float:
-    """One call of a network on one slice, in batches such as a run makes; a denoiser's with its step down the chain."""
+def calls(trial: Trial, network: nn.Module, compute: Compute) -> Callable[[int], Callable[[], None]]:
+    """How many slices -> what calls a network on random ones; a denoiser CHAIN_CALLS times, with its steps."""
     channels, height, width = trial.image
-    network = trial.build().to(compute.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network = network.to(compute.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     sampler = None
     if trial.diffusion is not None:
         diffusion = build_diffusion(**trial.diffusion)
@@ -250,8 +255,19 @@ def seconds_of_call(trial: Trial, compute: Compute, slices: int) -> float:
         start, several = torch.zeros(1, batch_size, trial.classes, height, width), streams[None]
         return lambda: sample_slices(sampler, image, start, several, compute, silent)
 
-    size = min(compute.batch_size, slices)
-    return _by_batch(call, size, network, compute.device) / size / (1 if sampler is None else CHAIN_CALLS)
+    return call
+
+
+def seconds_of_update(trial: Trial, compute: Compute) -> float:
+    """One update of a training in its own batch size."""
+    network = trial.build().to(memory_format=torch.channels_last)
+    return _by_batch(updates(trial, network, compute), trial.fit.batch_size, network, compute.device)
+
+
+def seconds_of_call(trial: Trial, compute: Compute, slices: int) -> float:
+    """One call of a network on one slice, in batches such as a run makes; a denoiser's with its step down the chain."""
+    network, size = trial.build(), min(compute.batch_size, slices)
+    return _by_batch(calls(trial, network, compute), size, network, compute.device) / size / trial.calls
 
 
 class _Seen(nn.Module):

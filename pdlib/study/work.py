@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pdlib.diffusion.sampler import Chain
+from pdlib.graph import graph
 from pdlib.inference.chains import chain_of
 from pdlib.methods import CHAIN, METHODS, PRESEGMENTER
 from pdlib.paths import Layout
@@ -14,7 +15,6 @@ from pdlib.sections.trainings import DenoiserTraining, Fit
 from pdlib.study.fewer import chain_changes
 from pdlib.study.levels import READ_INDICES, WATCHED_INDICES
 from pdlib.study.preparation import sites
-from pdlib.workflow import graph
 
 TOUR_MEMBERS = 5  # of the notebook's parameter
 Unit = tuple[str, str]  # an "update" or a "call" of a training's network by its name; or a "case", a "score", a "start"
@@ -34,6 +34,12 @@ class Count:
     subjects: int
     slices: int
     kept: dict[tuple, int] = field(default_factory=dict)  # members that earlier jobs have sampled, by split and chain
+
+    def jobs(self, names: Sequence[str]) -> dict[str, Counter[Unit]]:
+        """The work of jobs of the graph, each of which runs once."""
+        points_first = sorted(names, key=lambda job: "." not in job or job.startswith("08"))  # others go on from them
+        found = {job: self.job(job) for job in points_first}
+        return {job: found[job] for job in names}
 
     def job(self, name: str) -> Counter[Unit]:
         """The work of one job; call it once for each, in the graph's order."""
@@ -314,14 +320,16 @@ def _validations(fit: Fit) -> int:
 
 def works(profile: Profile, subjects: int, slices: int) -> dict[str, Counter[Unit]]:
     """The work of every job of a profile's graph."""
-    count, jobs = Count(profile, subjects, slices), graph(profile)
-    first = sorted(jobs, key=lambda job: "." not in job or job.startswith("08"))  # points before what goes on from them
-    found = {job: count.job(job) for job in first}
-    return {job: found[job] for job in jobs}
+    return Count(profile, subjects, slices).jobs([*graph(profile)])
 
 
 def missing(profile: Profile, place: Layout, targets: Sequence[str]) -> list[str]:
     """Jobs that have not run, of those that the targets (none: all) stand on."""
+    return [job for job in stood_on(profile, targets) if not place.done(job).exists()]
+
+
+def stood_on(profile: Profile, targets: Sequence[str]) -> list[str]:
+    """The targets (none: all jobs) and the jobs that they stand on, in the graph's order."""
     jobs = graph(profile)
     asked, wanted = [*targets] or [*jobs], set()
     while asked:
@@ -329,4 +337,4 @@ def missing(profile: Profile, place: Layout, targets: Sequence[str]) -> list[str
         if job not in wanted and job in jobs:
             wanted.add(job)
             asked += jobs[job]
-    return [job for job in jobs if job in wanted and not place.done(job).exists()]
+    return [job for job in jobs if job in wanted]

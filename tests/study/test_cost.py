@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from pdlib.graph import graph, place_of
 from pdlib.inference.precision import Compute
 from pdlib.paths import Layout
 from pdlib.profiles import load_profile, profile_names
@@ -13,7 +14,6 @@ from pdlib.study import cost
 from pdlib.study.cost import Machine, about, cheaper, report, wall_seconds
 from pdlib.study.speed import Head, compute_of, measure, seconds_of_call, seconds_of_update, trials
 from pdlib.study.work import Count, missing, works
-from pdlib.workflow import graph, place_of
 
 HEAD = Head(6, 16, 16, (6, 16, 16), (3.0, 4.0, 4.0))
 TINY = {
