@@ -7,7 +7,6 @@ PDLIB_NOTEBOOKS, in the environment, names some notebooks or their numbers; unas
 import ast
 import copy
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +16,12 @@ import pandas as pd
 from nbformat import NotebookNode
 
 from pdlib.evaluation import records
+from pdlib.graph import graph
 from pdlib.paths import NOTEBOOKS, ROOT, RUN_TIMES, write_whole
 from pdlib.profiles import load_profile
-from pdlib.workflow import NotebookFailed, graph, run_notebook
+from pdlib.workflow import NotebookFailed, run_notebook
 
-PROFILE = "lesson"
+PROFILE = "lesson"  # which the parameters cell of every notebook names
 WORKSHOP = ROOT / "runs" / "workshop"
 STUDENTS, SOLVED, EXECUTED = "students", "solved", "executed"  # folders below it
 EXERCISE, SOLUTION = "exercise", "solution"  # tags of cells
@@ -33,8 +33,6 @@ def write_sheets(names: Sequence[str], folder: Path) -> None:
     if found := [f"{name}: {fault}" for name, notebook in notebooks.items() for fault in faults(notebook)]:
         raise ValueError("\n".join(found))
     for name, notebook in notebooks.items():
-        (cell,) = (cell for cell in notebook.cells if "parameters" in _tags(cell))
-        cell.source = re.sub(r'^profile: str = ".*"$', f'profile: str = "{PROFILE}"', cell.source, flags=re.M)
         for kind, sheet in ((STUDENTS, student_sheet(notebook)), (SOLVED, notebook)):
             path = folder / kind / f"{name}.ipynb"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +100,9 @@ def run_sheet(name: str, folder: Path, parameters: dict) -> str:
         run_notebook(name, executed, parameters, folder=folder / SOLVED)
     except NotebookFailed as error:
         cells = nbformat.read(executed, as_version=4).cells
-        at = next(i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("exception"))
+        at = next((i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("exception")), None)
+        if at is None:
+            return str(error)
         number = sum(SOLUTION in _tags(cell) for cell in cells[: at + 1])
         where = f"the solution of exercise {number}" if SOLUTION in _tags(cells[at]) else "a cell"
         what = str(error).partition("\n")[0].partition(": ")[2]

@@ -7,10 +7,12 @@ import sys
 import nbformat
 import pytest
 
+from pdlib.graph import graph
 from pdlib.lab import cleaned
 from pdlib.paths import NOTEBOOKS, ROOT
 from pdlib.profiles import load_profile
-from pdlib.workflow import check_parameters, graph
+from pdlib.workflow import check_parameters
+from pdlib.workshop import PROFILE
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 MOST_CELLS = 16  # of code, beside the exercises' solutions
@@ -68,9 +70,9 @@ def test_it_ends_in_asserts_and_in_a_sentence(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_are_few_and_those_of_the_smallest_run(name):
+def test_parameters_are_few_and_those_of_a_lesson(name):
     found = parameters(name)
-    assert found["profile"] == "smoke" and found["out"] == "" and found["changes"] == {}
+    assert found["profile"] == PROFILE and found["out"] == "" and found["changes"] == {}
     assert len(found) <= 3 + MOST_PARAMETERS
     check_parameters(NOTEBOOKS / f"{name}.ipynb", found)
     with pytest.raises(ValueError, match="unknown parameters profil;"):

@@ -1,22 +1,24 @@
-"""The whole graph under the smoke profile: killed, called again, called a third time; then every notebook by itself."""
+"""The whole graph under the smoke profile: killed, called again, called a third time; then some lessons alone."""
 
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import nbformat
 import pandas as pd
 import pytest
+from alone import run_alone
 
+from pdlib.graph import graph
 from pdlib.paths import NOTEBOOKS, ROOT, layout
 from pdlib.profiles import load_profile
-from pdlib.workflow import graph
+from pdlib.workflow import run_notebook
 
 KILLED_AFTER_JOBS = 3
+LESSONS = ("00_tour", "05_sweep_t_prime")  # those of tests/browser that are quick; tests/slow runs all
 DRAWN = (
     "01",
     "02",
@@ -70,7 +72,7 @@ def place(folder, pytestconfig):
     first.wait()
     assert not (place.figures / "fig3.png").exists(), "killed before the end"
     assert reproduce(folder).wait() == 0, log.read_text()[-4000:]
-    pytestconfig.cache.set("pdlib/smoke_run", str(place.out))  # for tests/browser
+    pytestconfig.cache.set("pdlib/run", str(place.out))  # for tests/browser
     return place
 
 
@@ -138,18 +140,11 @@ def test_a_further_call_does_nothing(place, folder):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_notebooks_run_by_themselves_with_their_smoke_values(place):
-    notebooks = sorted(NOTEBOOKS.glob("*.ipynb"))
-    cells = sum(cell.cell_type == "code" for path in notebooks for cell in nbformat.read(path, as_version=4).cells)
-    print("every notebook by itself, some minutes ...", flush=True)
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300"]
-    command += ["-n", "2", "--dist", "loadscope"]  # a notebook's cells belong together
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "-o", "addopts=", *map(str, notebooks)],
-        cwd=ROOT,
-        env={**os.environ, "PDLIB_OUT": str(place.out)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[done.stdout.find("= FAILURES =") :][:4000] + done.stdout[-2000:]
-    assert re.search(rf"= {cells} passed in ", done.stdout), "every code cell ran, none was skipped"
+def test_the_folds_are_pooled(place, folder):
+    parameters = {"profile": "smoke", "out": str(place.out)}  # a notebook that is no job of a fold's graph
+    run_notebook("13_all_folds", folder / "13_all_folds.ipynb", parameters)
+
+
+def test_lessons_run_by_themselves(place):
+    print("some notebooks by themselves, a few minutes ...", flush=True)
+    run_alone([NOTEBOOKS / f"{name}.ipynb" for name in LESSONS], place.out)

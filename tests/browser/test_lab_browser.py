@@ -24,7 +24,7 @@ from pdlib.paths import NOTEBOOKS, ROOT
 sync_api = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
 
 NAMES = [name for name in ("00_tour", "05_sweep_t_prime", "06_ensemble_size") if (NOTEBOOKS / f"{name}.ipynb").exists()]
-PREPARED = "pdlib/smoke_run"  # in pytest's cache: where tests/test_reproduce.py left its run
+PREPARED = "pdlib/run"  # in pytest's cache: where tests/test_reproduce.py left its run
 SCREENSHOTS = ROOT / "runs" / "browser"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 LAPTOP, TALLEST = {"width": 1366, "height": 768}, 16_000  # pixels

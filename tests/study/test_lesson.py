@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pdlib import paths, workflow
+from pdlib import graph, paths
 from pdlib.paths import NOTEBOOKS
 from pdlib.profiles import load_profile
 from pdlib.study.committed import names
@@ -34,15 +34,15 @@ def test_its_subjects_are_others_than_the_reference_s():
 
 @pytest.mark.parametrize("notebook", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
 def test_a_notebook_needs_no_training_but_its_own(notebook, come_along):
-    needed = workflow.needed(notebook, LESSON)
+    needed = graph.needed(notebook, LESSON)
     trained = [job for job in needed if job.startswith(TRAINED)]
     assert trained == (["02_train_segmenters.attention_unet_0"] if notebook.startswith("07") else [])
-    own = workflow.needed(notebook, load_profile("cpu"))
+    own = graph.needed(notebook, load_profile("cpu"))
     assert len(needed) <= len(own), "the cpu profile trains what it needs"
 
 
 def test_the_graph_trains_nothing_that_comes_along(come_along):
-    jobs = workflow.graph(LESSON)
+    jobs = graph.graph(LESSON)
     trained = [job for job in jobs if job.startswith(TRAINED)]
     assert trained == ["02_train_segmenters.attention_unet_0"] and set(jobs["07_preseg_accuracy"]) > set(trained)
     assert all(before in jobs for waits in jobs.values() for before in waits)
