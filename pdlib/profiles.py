@@ -20,6 +20,7 @@ from pdlib.sections.base import ProfileError, Section, Share, Whole
 from pdlib.sections.design import (
     ChainSettings,
     Comparison,
+    Confirmation,
     Data,
     Ensemble,
     FewerCalls,
@@ -62,6 +63,7 @@ class Profile(Section):
     reference: str | None  # the profile whose networks are in weights/ and whose scores the ledger reads; None: its own
     fine_tune: bool  # on patients trainings go on from the profile's networks in weights/, where they come along
     repeats: Repeats
+    confirmation: Confirmation | None  # None: the ledger is read from the run's own scores
     data: Data
     machine: Machine
     ensemble: Ensemble

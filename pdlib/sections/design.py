@@ -101,6 +101,20 @@ class Repeats(Section):
             )
 
 
+class Confirmation(Section):
+    """Phantom subjects of their own, which the ledger is read from: tested once, after the run (`study.confirm`)."""
+
+    per_site: Count
+    few_per_site: Count  # of them the dear rows of claims that few subjects decide are tested on these
+    few: MethodNames  # those rows; the random ensembles of Fig. 4 are tested on few as well
+
+    @model_validator(mode="after")
+    def _few_are_a_part(self) -> Self:
+        if self.few_per_site > self.per_site:
+            raise ValueError(f"few_per_site {self.few_per_site} exceeds per_site {self.per_site}")
+        return self
+
+
 class Comparison(Section):
     methods: MethodNames
     presegmenter: Presegmenter
@@ -181,5 +195,6 @@ class Statistics(Section):
     resamples: Count
     confidence: Annotated[StrictFloat, Field(gt=0, lt=1)]
     margin: NonNegative  # of Dice: what "not worse" may cost
+    gain: NonNegative  # of Dice: what "beats" has to bring; where less is shown, the claim fails
     power: Annotated[StrictFloat, Field(gt=0, lt=1)]
     seed_share: Share  # of a difference's variance, between trainings: what a plan assumes

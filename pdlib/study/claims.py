@@ -10,6 +10,7 @@ from pdlib.evaluation.stats import holm, mean_interval, paired_comparison, subje
 from pdlib.methods import CHAIN
 from pdlib.report.titles import Row
 from pdlib.report.values import paired_values, select, trainings
+from pdlib.sections.design import Statistics
 
 TABLES = (
     "table1_scores",
@@ -21,6 +22,7 @@ TABLES = (
     "truncation_scores",
 )
 EVERY_STEP = {"method": CHAIN, "rule": "ddpm"}  # a row of notebook 10
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 TOO_MANY = 10_000  # subjects: an effect that wants more is too small to be decided
 Scores = Mapping[str, pd.DataFrame]  # rows of `records.COLUMNS` by the name of their file, one of TABLES each
 
@@ -39,6 +41,7 @@ class Claim:
         bound: 0 for a claim of more; minus the margin for one of "not worse".
         calls: of both rows, of a claim of "not worse": it says nothing where none were saved.
         planned: the text before a run has chosen anything, where it differs.
+        beats: whether it says that a score is better than another: then a gain too small to matter refutes it.
     """
 
     number: str
@@ -50,6 +53,7 @@ class Claim:
     bound: float = 0.0
     calls: tuple[float, float] | None = None
     planned: str = ""
+    beats: bool = False
 
     @property
     def told(self) -> str:
@@ -62,14 +66,15 @@ class Claim:
         return self.calls is None or self.calls[0] < self.calls[1]
 
 
-def caption(whose: str, margin: float, interval: Mapping, power: float) -> str:
+def caption(whose: str, statistics: Statistics) -> str:
     """What stands above a ledger: whose claims ("phantom, profile cpu") and how they were judged."""
     return (
-        f"The claims ({whose}): paired differences over the test subjects, {interval['confidence']:.0%} intervals over "
+        f"The claims ({whose}): paired differences over the test subjects, {statistics.confidence:.0%} intervals over "
         f"trainings and subjects, of Dice if not said otherwise (rows trained once, as TDPM, ADDPM's last network and "
-        f"the refiner, add no spread of trainings); p by Wilcoxon, corrected by Holm; not worse: by less "
-        f"than {margin}. The subjects that would decide an undecided row show the effect seen at {power:.0%} power, in "
-        f"one test alone"
+        f"the refiner, add no spread of trainings); p by Wilcoxon, corrected by Holm; not worse: by less than "
+        f"{statistics.margin:g}; that a row beats another does not hold either where a gain of {statistics.gain:g} is "
+        f"excluded. The subjects that would decide an undecided row show the effect seen at "
+        f"{statistics.power:.0%} power, in one test alone"
     )
 
 
@@ -80,21 +85,23 @@ def chosen_t_primes(scores: pd.DataFrame) -> pd.Series:
 
 
 def ledger(
-    tables: Scores, *, presegmenter: str, few_calls: int, margin: float, power: float, interval: Mapping[str, float]
+    tables: Scores, *, presegmenter: str, few_calls: int, statistics: Statistics, interval: Mapping[str, float]
 ) -> pd.DataFrame:
     """A row a claim: number, claim, estimate with _low, _high, _undefined, corrected_p, n, verdict, decides_at, shown.
 
     An estimate is a mean paired difference over the test subjects of both rows, of Dice if the claim does not name
     another score, with its hierarchical bootstrap interval. A claim of more is held against 0, one of "not worse"
     against -margin: it holds where the whole interval lies above that bound and so does Wilcoxon's test after Holm's
-    correction over the ledger, does not hold where both lie below it, and is undecided otherwise, as is "not worse"
-    where no calls were saved. decides_at: of an undecided row, the subjects at which its estimate would be shown to
-    differ from the bound (`stats.subjects_needed`, one test alone), infinite beyond TOO_MANY.
+    correction over the ledger, and does not hold where both lie below it. A claim that one row beats another does not
+    hold either where both lie below `statistics.gain`, by a test and a correction of their own: what it brings, if
+    anything, is too little. All else is undecided, as is "not worse" where no calls were saved. decides_at: of an
+    undecided row, the subjects at which its estimate would be shown to differ from the bound (`stats.subjects_needed`,
+    one test alone), infinite beyond TOO_MANY.
     """
-    how = {"presegmenter": presegmenter, "few_calls": few_calls, "margin": margin}
+    how = {"presegmenter": presegmenter, "few_calls": few_calls, "margin": statistics.margin}
     table1 = tables["table1_scores"]
     trained = trainings(table1[table1.split == "test"])
-    return _judged(registered(tables, **how), trained, power, interval)
+    return _judged(registered(tables, **how), trained, statistics, interval)
 
 
 def registered(tables: Scores, *, presegmenter: str, few_calls: int, margin: float) -> list[Claim]:
@@ -115,32 +122,41 @@ def registered(tables: Scores, *, presegmenter: str, few_calls: int, margin: flo
     ]
 
 
-def _judged(claims: Sequence[Claim], trained: pd.Series, power: float, interval: Mapping[str, float]) -> pd.DataFrame:
+def _judged(
+    claims: Sequence[Claim], trained: pd.Series, statistics: Statistics, interval: Mapping[str, float]
+) -> pd.DataFrame:
     """Estimates, corrected tests and verdicts, one row a claim. trained: the training that tested each subject."""
-    means, tests = [], []
-    for one in claims:
-        means.append(mean_interval(one.difference, **interval, groups=trained.loc[one.difference.index]))
-        tests.append(paired_comparison(one.difference - one.bound, 0 * one.difference, **interval)["p_value"])
-    found = []
-    for claim, mean, p_value in zip(claims, means, holm(tests), strict=True):
-        clear = claim.cheaper and p_value < 1 - interval["confidence"]
-        verdict = _verdict(mean["low"], mean["high"], claim.bound) if clear else "undecided"
+    means = [mean_interval(one.difference, **interval, groups=trained.loc[one.difference.index]) for one in claims]
+    against_bound = holm([_p_value(one, one.bound, interval) for one in claims])
+    against_gain = holm([_p_value(one, statistics.gain, interval) if one.beats else math.nan for one in claims])
+    found, alpha = [], 1 - statistics.confidence
+    for claim, mean, p_value, p_gain in zip(claims, means, against_bound, against_gain, strict=True):
+        verdict = _verdict(mean["low"], mean["high"], claim.bound) if claim.cheaper and p_value < alpha else OPEN
+        if verdict == OPEN and p_gain < alpha and mean["high"] < statistics.gain:
+            verdict = FAILS
         parts = {"estimate": mean["mean"]} | {f"estimate_{key}": mean[key] for key in ("low", "high")}
         parts |= {"estimate_undefined": mean["n_undefined"], "corrected_p": p_value, "n": mean["n"], "verdict": verdict}
-        open_at = verdict == "undecided" and claim.cheaper
-        parts |= {"decides_at": _decides_at(claim, power, interval["confidence"]) if open_at else math.nan}
+        open_at = verdict == OPEN and claim.cheaper
+        parts |= {"decides_at": _decides_at(claim, statistics) if open_at else math.nan}
         found.append({"number": claim.number, "claim": claim.told, **parts, "shown": claim.shown})
     return pd.DataFrame(found)
 
 
-def _decides_at(claim: Claim, power: float, confidence: float) -> float:
-    effect = claim.difference.mean() - claim.bound
-    n = subjects_needed(claim.difference.std(), effect, power=power, confidence=confidence)
+def _p_value(claim: Claim, bound: float, interval: Mapping[str, float]) -> float:
+    return paired_comparison(claim.difference - bound, 0 * claim.difference, **interval)["p_value"]
+
+
+def _decides_at(claim: Claim, statistics: Statistics) -> float:
+    effect, how = (
+        claim.difference.mean() - claim.bound,
+        {"power": statistics.power, "confidence": statistics.confidence},
+    )
+    n = subjects_needed(claim.difference.std(), effect, **how)
     return n if n <= TOO_MANY else math.inf if n > TOO_MANY else math.nan
 
 
 def _verdict(low: float, high: float, bound: float) -> str:
-    return "holds" if low > bound else "does not hold" if high < bound else "undecided"
+    return HOLDS if low > bound else FAILS if high < bound else OPEN
 
 
 def _against_whole_chains(table1: pd.DataFrame, margin: float) -> list[Claim]:
@@ -189,7 +205,7 @@ def _of_t_prime(sweep: pd.DataFrame) -> list[Claim]:
         text, planned = (
             f"{one}, best on validation, beats {part(end)}" for one in (part(*sorted({*chosen})), "a T'/T")
         )
-        return Claim("C4", text, at_chosen - curve[end], "Fig. 3", planned=planned)
+        return Claim("C4", text, at_chosen - curve[end], "Fig. 3", planned=planned, beats=True)
 
     grows = spread[middle] - spread[first]
     bends = 2 * spread[middle] - spread[first] - spread[last]
@@ -220,8 +236,11 @@ def _of_presegs(presegs: pd.DataFrame) -> list[Claim]:
     from_start = _by(presegs, "dice", "start")
     others = from_start.drop(columns=["empty", "best"]).mean(axis=1, skipna=False)
     return [
-        Claim("C7", "the best start beats weaker ones, on average", from_start["best"] - others, "Table 2"),
-        Claim("C7", "an empty start loses to the best", from_start["best"] - from_start["empty"], "Table 2"),
+        Claim("C7", text, from_start["best"] - weaker, "Table 2", beats=True)
+        for text, weaker in (
+            ("the best start beats weaker ones, on average", others),
+            ("an empty start loses to the best", from_start["empty"]),
+        )
     ]
 
 
@@ -287,7 +306,7 @@ def _more(about: tuple[str, str, str], scores: pd.DataFrame, ours: Row, theirs: 
     number, text, shown = about
     less = metric == "energy_distance"
     difference = _difference(scores, theirs, ours, metric) if less else _difference(scores, ours, theirs, metric)
-    return Claim(number, text, difference, shown, (ours["method"], theirs["method"]), metric)
+    return Claim(number, text, difference, shown, (ours["method"], theirs["method"]), metric, beats=True)
 
 
 def _not_worse(

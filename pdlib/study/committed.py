@@ -40,8 +40,9 @@ class Stored(Run):
     folder: Path
 
     def weights(self, training: str, checkpoint: str = "best") -> Weights:
-        """A training's weights; ValueError, naming the file, where there are none or the training has not ended."""
-        return load_weights(self.folder / training / f"{checkpoint}.safetensors").require_finished()
+        """A training's weights; ValueError, naming the file, for the best of a training that has not ended."""
+        weights = load_weights(self.folder / training / f"{checkpoint}.safetensors")
+        return weights.require_finished() if checkpoint == "best" else weights
 
 
 def names(profile: Profile) -> list[str]:

@@ -1,9 +1,11 @@
 """What a run will be able to show, written down before it: `python -m pdlib.study.plan PROFILE [CHANGES]`.
 
 The spreads are those of the finished run of SOURCE; a row that it lacks is stood in for by the nearest that it has.
+Once the profile's own run has ended, `confirmation` in place of CHANGES plans its ledger's, by the run's own spreads.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 
@@ -21,12 +23,14 @@ from pdlib.report.values import select
 from pdlib.study.claims import EVERY_STEP, TABLES, Claim, Scores, registered
 
 SOURCE = "cpu"
+FOLDER = "confirmation"  # below a profile's runs and results, what belongs to that of its ledger
 
 
 def plan(profile: Profile, tables: Scores, source: Profile) -> pd.DataFrame:
     """A row for each claim of a profile, from the score tables of an earlier run of another, the source.
 
-    Columns: number, claim, metric, bound, rows (compared), subjects, seeds, spread (standard deviation of the paired
+    Of the profile's own run it is the plan of its confirmation. Columns: number, claim, metric, bound, beats (the gain
+    whose exclusion refutes it), rows (compared), subjects, seeds, spread (standard deviation of the paired
     difference) and spread_from, detectable_subjects (the smallest difference to the bound that so many subjects show at
     `statistics.power`, in one two-sided test, by the normal approximation), detectable (the same where the part
     seed_share of the variance lies between trainings: an assumption, for the earlier run had one), taken_out (of the
@@ -36,6 +40,7 @@ def plan(profile: Profile, tables: Scores, source: Profile) -> pd.DataFrame:
     tables, nearest = _with_stand_ins(tables, profile, few)
     how = {"presegmenter": profile.comparison.presegmenter, "margin": profile.statistics.margin, "few_calls": few}
     sites = tables["table1_scores"].site.nunique()
+    confirmed = profile.confirmation is not None and source.name == profile.name
     taken = json.dumps(profile.changes, sort_keys=True) if profile.changes else "nothing"
     found = []
     for claim in registered(tables, **how):
@@ -44,14 +49,15 @@ def plan(profile: Profile, tables: Scores, source: Profile) -> pd.DataFrame:
         about = {"number": claim.number, "claim": claim.planned or claim.text, "metric": claim.metric}
         about |= {"bound": claim.bound, "rows": " against ".join(map(display_name, claim.methods))}
         about["spread_from"] = "; in place of ".join([known, *stood_in])
-        found.append(about | _shown(profile, claim, sites) | {"taken_out": taken})
+        about["beats"] = profile.statistics.gain if claim.beats else math.nan
+        found.append(about | _shown(profile, claim, sites, confirmed) | {"taken_out": taken})
     return pd.DataFrame(found)
 
 
-def _shown(profile: Profile, claim: Claim, sites: int) -> dict:
+def _shown(profile: Profile, claim: Claim, sites: int, confirmed: bool) -> dict:
     """What the design of a profile shows of a claim."""
     settings, seeds = profile.statistics, len(profile.repeats.seeds)
-    subjects = _subjects(profile, claim, sites)
+    subjects = _subjects(profile, claim, sites, confirmed)
     how = {"power": settings.power, "confidence": settings.confidence}
     spread = float(claim.difference.std())
     alone = subjects / design_effect(subjects, seeds, settings.seed_share)
@@ -65,9 +71,12 @@ def _shown(profile: Profile, claim: Claim, sites: int) -> dict:
     }
 
 
-def _subjects(profile: Profile, claim: Claim, sites: int) -> int:
+def _subjects(profile: Profile, claim: Claim, sites: int, confirmed: bool) -> int:
     """How many subjects both rows of a claim are tested on: in the tables of whole rows the key ones have more."""
-    repeats = profile.repeats
+    repeats, own = profile.repeats, profile.confirmation
+    if confirmed:
+        few = claim.shown == "Fig. 4" or {*claim.methods} & {*own.few}
+        return sites * (own.few_per_site if few else own.per_site)
     if not repeats.further_per_site:
         return profile.data.cases_per_site * sites // profile.data.folds
     key = claim.shown in ("Table 1", "Both ends") and {*claim.methods} <= {*repeats.key_methods}
@@ -110,10 +119,13 @@ def _as(agreed: pd.DataFrame, row: Mapping, **about) -> pd.DataFrame:
     return select(agreed[agreed.metric == "energy_distance"], row).assign(**about)
 
 
-def write_plan(name: str, changes: Mapping | None = None) -> pd.DataFrame:
-    """Write plan.csv of a profile among its results, from the committed results of SOURCE, and return it."""
-    profile, source = load_profile(name, changes), load_profile(SOURCE)
-    paths = {table: Layout(ROOT, SOURCE).results / f"{table}.csv" for table in TABLES}
+def write_plan(name: str, changes: Mapping | None = None, of: str = SOURCE) -> pd.DataFrame:
+    """Write plan.csv of a profile among its results, from the committed results of another, and return it.
+
+    of: that other one; the profile itself for the plan of its confirmation.
+    """
+    profile, source = load_profile(name, changes), load_profile(of)
+    paths = {table: Layout(ROOT, of).results / f"{table}.csv" for table in TABLES}
     stamps = {table: records.read_stamp(path) for table, path in paths.items()}
     made = stamps["table1_scores"]
     stamp = records.stamp(
@@ -127,10 +139,12 @@ def write_plan(name: str, changes: Mapping | None = None) -> pd.DataFrame:
     )
     found = plan(profile, {table: records.read_table(path) for table, path in paths.items()}, source)
     spreads = {"spreads": {table: one["sha256"] for table, one in stamps.items()}}
-    return records.write_table(place_of(profile, "", None).results / "plan.csv", found, stamp | spreads)
+    results = place_of(profile, "", None).results
+    return records.write_table((results / FOLDER if of == name else results) / "plan.csv", found, stamp | spreads)
 
 
 if __name__ == "__main__":
     given = [*sys.argv[1:], ""]
-    written = write_plan(given[0], yaml.safe_load(given[1]) or {})
+    own = given[1] == FOLDER
+    written = write_plan(given[0], None if own else yaml.safe_load(given[1]), given[0] if own else SOURCE)
     print(written[["number", "claim", "subjects", "detectable_subjects", "detectable"]].to_string(index=False))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -44,11 +45,25 @@ def write_phantom(root: Path | str, profile: Profile) -> None:
     parts = {Path(root): _settings(profile)}
     if _has_further(profile):  # first, so that the table at the root tells of all
         parts = {Path(root) / FURTHER: _further(profile)} | parts
+    _write(parts, profile.machine.workers)
+
+
+def write_drawn(root: Path | str, part: str, profile: Profile, per_site: int, stream: int) -> None:
+    """Write subjects like a profile's, so many a site, into a part of a phantom; cases that are complete stay.
+
+    stream: of the profile's seed; 1 are the run's own further subjects.
+    """
+    drawn = _drawn(profile, per_site, stream)
+    _write({Path(root) / part: drawn, Path(root): drawn | {"cases_per_site": 0}}, profile.machine.workers)
+
+
+def _write(parts: Mapping[Path, dict], workers: int) -> None:
+    """Phantoms by their folders, with one bar."""
     recipe = _recipe()["phantom"]
     total = sum(settings["cases_per_site"] for settings in parts.values()) * len(recipe["sites"])
     with tqdm(total=total, unit="case") as bar:
         for folder, settings in parts.items():
-            before, how = bar.n, {"parameters": recipe, "workers": profile.machine.workers}
+            before, how = bar.n, {"parameters": recipe, "workers": workers}
             phantom.write_phantom(
                 folder, **settings, **how, progress=lambda done, of, before=before: bar.update(before + done - bar.n)
             )
@@ -141,5 +156,9 @@ def _has_further(profile: Profile) -> bool:
 
 def _further(profile: Profile) -> dict:
     """The settings of the further subjects: as the others', with random streams of their own."""
-    seed = int(np.random.SeedSequence(profile.seed, spawn_key=(1,)).generate_state(1)[0])
-    return _settings(profile) | {"cases_per_site": profile.repeats.further_per_site, "seed": seed}
+    return _drawn(profile, profile.repeats.further_per_site, 1)
+
+
+def _drawn(profile: Profile, per_site: int, stream: int) -> dict:
+    seed = int(np.random.SeedSequence(profile.seed, spawn_key=(stream,)).generate_state(1)[0])
+    return _settings(profile) | {"cases_per_site": per_site, "seed": seed}

@@ -201,10 +201,9 @@ def _ledger(kept: Kept) -> None:
     scores = {name: records.read_table(scored.place.results / f"{name}.csv") for name in claims.TABLES}
     profile, statistics, interval = scored.profile, scored.profile.statistics, scored.profile.interval
     how = {"presegmenter": profile.comparison.presegmenter, "few_calls": profile.fewer_calls.few_calls}
-    how["margin"] = statistics.margin
-    ledger = claims.ledger(scores, **how, power=statistics.power, interval=interval)
-    kept.table("claims", ledger, claims.caption(scored.whose, statistics.margin, interval, statistics.power))
-    bounds = [claim.bound for claim in claims.registered(scores, **how)]
+    ledger = claims.ledger(scores, **how, statistics=statistics, interval=interval)
+    kept.table("claims", ledger, claims.caption(scored.whose, statistics))
+    bounds = [claim.bound for claim in claims.registered(scores, **how, margin=statistics.margin)]
     kept.figure("claims", verdicts_figure(ledger, bounds, note=scored.note))
     tested = scores["table1_scores"], scores["agreement_scores"]
     said = findings(ledger, *tested, margin=statistics.margin, interval=interval)

@@ -47,7 +47,7 @@ def test_committed_tables_follow_from_the_committed_scores():
     scores = {name: records.read_table(COMMITTED.results / f"{name}.csv") for name in TABLES}
     settings = {"presegmenter": profile.comparison.presegmenter, "few_calls": profile.fewer_calls.few_calls}
     statistics, interval = profile.statistics, profile.interval
-    again = ledger(scores, **settings, margin=statistics.margin, power=statistics.power, interval=interval)
+    again = ledger(scores, **settings, statistics=statistics, interval=interval)
     kept = pd.read_csv(COMMITTED.figures / "claims.csv")
     pd.testing.assert_frame_equal(again, kept, rtol=1e-4, atol=2e-6, check_dtype=False)  # both round to six digits
     table = pd.read_csv(COMMITTED.figures / "table1.csv")

@@ -6,11 +6,13 @@ import pytest
 from conftest import rows
 
 from pdlib.evaluation.stats import mean_interval
+from pdlib.profiles import load_profile
 from pdlib.report.tables import table_markdown
 from pdlib.study.claims import EVERY_STEP, chosen_t_primes, ledger
 
 INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
-HOW = {"presegmenter": "attention_unet", "margin": 0.01, "power": 0.8, "interval": INTERVAL}
+JUDGED = load_profile("cpu", {"statistics": {"gain": 0.02, "margin": 0.01, "power": 0.8}}).statistics
+HOW = {"presegmenter": "attention_unet", "statistics": JUDGED, "interval": INTERVAL}
 BASE = np.linspace(0.5, 0.8, 12)
 NOISE = np.random.default_rng(0).normal(0, 0.004, 12)
 
@@ -98,9 +100,17 @@ def test_verdicts_follow_the_interval():
     assert (clear.estimate_low <= clear.estimate).all() and (clear.estimate <= clear.estimate_high).all()
     equal = read(ddpm=0.0, wolleb2021=0.05, attention_unet=0.0, addpm=-0.01)
     assert equal.verdict["C1"].tolist() == ["holds", "does not hold"], "not worse: within the margin"
-    assert equal.verdict["C2"].tolist() == ["undecided"], "a difference of zero beats nobody"
+    assert equal.verdict["C2"].tolist() == ["does not hold"], "a difference of zero beats nobody"
     assert equal.verdict["C8"].tolist() == ["undecided", "does not hold"], "at the margin; lesion F1 beyond it"
     assert read(addpm=-0.05, addpm_f1=0.05).verdict["C8"].tolist() == ["does not hold", "holds"]
+
+
+def test_a_row_beats_another_by_a_gain_that_counts():
+    """Without a difference, with a gain below the least that counts, and with one whose interval reaches beyond it."""
+    wide = np.where(np.arange(12) % 2, 0.06, -0.06)
+    for gain, spread, verdict in ((0.0, 0.0, "does not hold"), (-0.01, 0.0, "holds"), (0.0, wide, "undecided")):
+        found = read(attention_unet=gain + spread).loc["C2"].iloc[0]
+        assert found.verdict == verdict and (found.estimate_high < 0.02) == (verdict != "undecided")
 
 
 def test_not_worse_without_fewer_calls_proves_nothing():
@@ -210,9 +220,10 @@ def test_more_rows_are_corrected_for_together():
 
 
 def test_undecided_rows_say_what_would_decide_them():
-    """By (1.96 + 0.84)^2 sd^2 / effect^2 of the difference to the bound; equal rows would need subjects for ever."""
+    """By (1.96 + 0.84)^2 sd^2 / effect^2 of the difference to the bound; rows that are almost equal need too many."""
     tables = results(pd_ddpm=0.0)
-    wide = np.where(np.arange(12) % 2, 0.3, -0.3) + 0.05
+    even = np.where(np.arange(12) % 2, 0.3, -0.3) + 1e-4
+    wide = even - 1e-4 + 0.05
     table1 = tables["table1_scores"]
     table1 = pd.concat(
         [table1[~table1.method.isin(["tdpm", "es_ddpm"])], rows("tdpm", BASE - wide), rows("es_ddpm", BASE)]
