@@ -28,7 +28,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-slow test-browser bench data lab book weights plan workshop wheels readme verify clean
+.PHONY: help reproduce confirm test test-slow test-browser bench data lab book weights plan workshop wheels readme verify clean
 
 help:
 	@printf '%-33s %s\n' \
@@ -46,6 +46,7 @@ help:
 	"make lab [FOLDER=folder]" "JupyterLab on the notebooks, or on a folder of them" \
 	"make book [PROFILE=...] [OUT=...]" "the executed notebooks as a book" \
 	"make plan PROFILE=night" "what that run can show, before it" \
+	"make confirm PROFILE=night" "after it: its ledger, on subjects of its own" \
 	"make weights PROFILE=night" "its networks into weights/" \
 	"make workshop" "sheets for students, and each solution tried" \
 	"  NOTEBOOKS='00 05'" "  of some notebooks; unasked: of all" \
@@ -71,6 +72,9 @@ $(READY): pyproject.toml constraints.txt
 reproduce: $(READY)
 	@$(if $(value CLUSTER),.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra slurm)
 	@"$(PYTHON)" -m pdlib.reproduce
+
+confirm: $(READY)
+	@"$(PYTHON)" -m pdlib.study.confirm
 
 test: $(READY)
 	"$(PYTHON)" -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py --ignore tests/browser --ignore tests/slow

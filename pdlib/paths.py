@@ -28,6 +28,7 @@ PAPER_NUMBERS = ROOT / "results" / "paper.csv"
 COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as those of a run; scan/: of the profile scan
 COMMITTED_SCORES = ROOT / "results" / "weights.csv"
 RUN_TIMES = ROOT / "results" / "run_times.csv"  # columns profile, notebook, seconds
+SCALE = ROOT / "results" / "scale.csv"  # of `pdlib.study.scale`
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
 BEST_FIRST = ("paper", "scan", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order
@@ -104,6 +105,11 @@ class Layout:
     def trained(self) -> "Layout":
         """Where data and networks are found: the profile's own, unless the changes concern them."""
         return self if self.own_networks else replace(self, changed="")
+
+    @property
+    def confirmation(self) -> Path:
+        """The scores of subjects that the ledger alone is read from (`study.confirm`), where a profile has such."""
+        return self.results / "confirmation"
 
     @property
     def cases(self) -> Path:

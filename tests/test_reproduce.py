@@ -8,13 +8,16 @@ import subprocess
 import time
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from alone import run_alone
 
+from pdlib.evaluation import records
 from pdlib.graph import graph
 from pdlib.paths import NOTEBOOKS, ROOT, layout
 from pdlib.profiles import load_profile
+from pdlib.study.claims import read_scores
 from pdlib.workflow import run_notebook
 
 KILLED_AFTER_JOBS = 3
@@ -138,6 +141,18 @@ def test_a_further_call_does_nothing(place, folder):
     assert reproduce(folder).wait() == 0
     assert "Nothing to be done" in (folder / "log").read_text()[-2000:]
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_ledger_is_read_from_subjects_of_its_own(place):
+    environment = os.environ | {"PROFILE": "smoke", "OUT": str(place.out)}
+    subprocess.run(["make", "--no-print-directory", "confirm"], cwd=ROOT, env=environment, check=True)
+    scores = read_scores(place)["table1_scores"]
+    assert scores.subject.nunique() == 3 and not {*scores.subject} & {*records.read_table(place.folds).subject}
+    assert "phantom, profile smoke, 3 test subjects of its own" in (place.figures / "claims.md").read_text()
+    claims = pd.read_csv(place.figures / "claims.csv").set_index("claim")
+    dice = scores[scores.metric == "dice"].pivot(index="subject", columns="method", values="value")
+    told = claims.loc["PD-DDPM beats its pre-segmenter"]
+    assert told.n == 3 and np.isclose(told.estimate, (dice.pd_ddpm - dice.attention_unet).mean(), atol=1e-6)
 
 
 def test_the_folds_are_pooled(place, folder):

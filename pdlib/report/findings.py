@@ -30,10 +30,11 @@ def findings(
     ]
 
 
-def findings_markdown(sentences: list[str], whose: str) -> str:
-    """The sentences as a numbered list under a line that says whose they are."""
+def findings_markdown(sentences: list[str], whose: str, judged_on: str) -> str:
+    """The sentences as a numbered list under a line that says whose they are, and the ledger where it differs."""
     listed = "".join(f"{i}. {sentence}\n" for i, sentence in enumerate(sentences, start=1))
-    return f"What this run found ({whose}):\n\n{listed}"
+    ledger = "" if judged_on == whose else f"; its ledger: {judged_on.rpartition(', ')[2]}"
+    return f"What this run found ({whose}{ledger}):\n\n{listed}"
 
 
 def _holding(claims: pd.DataFrame) -> str:

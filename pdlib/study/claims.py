@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from pdlib.evaluation import records
 from pdlib.evaluation.stats import holm, mean_interval, paired_comparison, subjects_needed
 from pdlib.methods import CHAIN
+from pdlib.paths import Layout
 from pdlib.report.titles import Row
 from pdlib.report.values import paired_values, select, trainings
 from pdlib.sections.design import Statistics
+from pdlib.study.run import Run
 
 TABLES = (
     "table1_scores",
@@ -64,6 +67,26 @@ class Claim:
     def cheaper(self) -> bool:
         """Whether calls were saved, or none had to be."""
         return self.calls is None or self.calls[0] < self.calls[1]
+
+
+def read_scores(place: Layout) -> Scores:
+    """What a place's ledger is read from: the subjects of its confirmation, where they were tested, else the run's."""
+    folder = place.confirmation if confirmed(place) else place.results
+    return {name: records.read_table(folder / f"{name}.csv") for name in TABLES}
+
+
+def confirmed(place: Layout) -> bool:
+    """Whether the subjects that the ledger alone is read from were tested."""
+    return all((place.confirmation / f"{name}.csv").exists() for name in TABLES)
+
+
+def judged_on(run: Run, scores: Scores) -> str:
+    """Whose scores the ledger of a run shows: those of its test subjects, or of the subjects of its confirmation."""
+    if not confirmed(run.place):
+        return run.whose
+    counts = {*scores["table1_scores"].groupby("method").subject.nunique()}
+    few = f" ({min(counts)} of some rows)" if len(counts) > 1 else ""
+    return f"{run.made_by}, {max(counts)} test subjects of its own{few}"
 
 
 def caption(whose: str, statistics: Statistics) -> str:

@@ -1,16 +1,17 @@
-"""The ledger's own sample: `python -m pdlib.study.confirm PROFILE`, after the profile's run.
+"""The ledger's own sample: `make confirm`, after the profile's run.
 
 A run's test subjects tell how far its rows spread, and so how many subjects a verdict takes. The verdicts are read from
 others, drawn by a seed of their own and tested once by the networks of the run: nothing was chosen on them, and no row
-was tested until it was decided. They serve the ledger alone; tables and figures are the run's.
+was tested until it was decided. They serve the ledger alone; tables and other figures are the run's.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 
 import pandas as pd
@@ -28,10 +29,11 @@ from pdlib.study.checkpoints import checkpoint_weights
 from pdlib.study.claims import TABLES
 from pdlib.study.committed import Stored
 from pdlib.study.comparison import Row, scores_of
-from pdlib.study.plan import FOLDER
+from pdlib.study.redraw import Kept, ledger
 from pdlib.study.rows import agreement_rows, ensemble_draws
 from pdlib.study.run import Run
 
+FOLDER = "confirmation"  # below a profile's runs, and the first part of the subjects' names
 STREAM = 2  # of the profile's seed: 1 are the run's own further subjects
 TOGETHER = 6  # subjects that a process takes at a time
 
@@ -53,14 +55,14 @@ class Sample(Stored):
         return [name for name in super().subjects(split) if self.only is None or name in self.only]
 
 
-def prepare(profile: Profile) -> Sample:
+def prepare(profile: Profile, out: str = "") -> Sample:
     """Write the subjects of a profile's confirmation, where they are missing, and deal them to its trainings.
 
     ValueError: the profile has no confirmation; FileNotFoundError: its own run is not here.
     """
     if profile.confirmation is None:
         raise ValueError(f"confirmation: profile {profile.name} has none")
-    own = place_of(profile)
+    own = place_of(profile, out)
     data = json.loads(own.cases.read_text(encoding="utf-8"))
     place, root = Layout(own.runs / FOLDER, profile.name), own.runs / FOLDER / "phantom"
     preparation.write_drawn(root, FOLDER, profile, profile.confirmation.per_site, STREAM)
@@ -96,6 +98,7 @@ def scores(run: Sample) -> dict[str, pd.DataFrame]:
         "agreement_scores": [
             _agreement(run, Row.of(run, name), subject)
             for name in (CHAIN, "deep_ensemble")
+            if name in run.profile.members.agreement_methods
             for subject in run.subjects("key")
         ],
         "fewer_calls_scores": [fewer.fewer_scores(_few_calls(run), "key")],
@@ -135,52 +138,55 @@ def _agreement(run: Sample, row: Row, subject: str) -> pd.DataFrame:
 
 def _few_calls(run: Sample) -> list[Row]:
     """The rows of notebook 10 that a claim compares."""
-    size, few = run.profile.fewer_calls.ensemble_size, run.profile.fewer_calls.few_calls
-    every = Row.of(run, CHAIN, size, **fewer.EVERY_STEP, **fewer.ANCESTRAL)
-    solver = Row.of(run, CHAIN, size, calls=few, rule="dpm_solver", eta=0.0)
-    ours = [Row.of(run, name, size, calls=few) for name in ("start_matched", "unmatched")]
-    return [every, solver, *ours, Row.of(run, "refiner", size)]
+    settings = run.profile.fewer_calls
+    few = {"calls": settings.few_calls}
+    every = fewer.EVERY_STEP | fewer.ANCESTRAL
+    wanted = [(CHAIN, every), (CHAIN, few | {"rule": "dpm_solver", "eta": 0.0})]
+    wanted += [("start_matched", few), ("unmatched", few), ("refiner", {})]
+    return [Row.of(run, name, settings.ensemble_size, **changes) for name, changes in wanted if name in settings.starts]
 
 
 def _of_folds(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table.part == folds.FOLD][["subject", "site", "lesion_ml", "fold"]].astype({"fold": int})
+    dealt = table[table.part == folds.FOLD] if "part" in table else table
+    return dealt[[*folds.COLUMNS, "fold"]].astype({"fold": int})
 
 
 @lru_cache(maxsize=1)
-def _here(name: str) -> Sample:
+def _here(name: str, out: str) -> Sample:
     profile = load_profile(name)
     torch.set_num_threads(profile.machine.threads)
-    return prepare(profile)
+    return prepare(profile, out)
 
 
-def _part(name: str, subjects: Sequence[str]) -> dict[str, pd.DataFrame]:
-    return scores(replace(_here(name), only=frozenset(subjects)))
+def _part(name: str, out: str, subjects: Sequence[str]) -> dict[str, pd.DataFrame]:
+    return scores(replace(_here(name, out), only=frozenset(subjects)))
 
 
-def confirm(name: str, cores: int) -> dict[str, pd.DataFrame]:
-    """Test the subjects of a profile's confirmation, on so many cores, and write what the ledger reads.
+def confirm(name: str, cores: int, out: str = "") -> dict[str, pd.DataFrame]:
+    """Test the subjects of a profile's confirmation, on so many cores; write what the ledger reads, and the ledger.
 
     It can be stopped at any time: members that are sampled stay. The T' of C4 is the one that the run has chosen on its
     validation subjects, so their scores stand in the table as well.
     """
-    run = prepare(load_profile(name))
+    run = prepare(load_profile(name), out)
     subjects = run.subjects("key")
     parts = [subjects[first : first + TOGETHER] for first in range(0, len(subjects), TOGETHER)]
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-        told = tqdm(pool.map(_part, [name] * len(parts), parts), total=len(parts), unit="part", desc="ledger's rows")
+        told = tqdm(pool.map(partial(_part, name, out), parts), total=len(parts), unit="part", desc="ledger's rows")
         found = [*told]
     tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in TABLES}
     chosen_on = records.read_table(run.own.results / "t_prime_scores.csv").query("split == 'validation'")
     tables["t_prime_scores"] = pd.concat([tables["t_prime_scores"], chosen_on], ignore_index=True)
     made_by = records.read_stamp(run.own.results / "table1_scores.csv")["git"]
     for table, rows in tables.items():
-        path = run.own.results / FOLDER / f"{table}.csv"
-        records.write_table(path, rows, run.stamp() | {"networks": made_by})
+        records.write_table(run.own.confirmation / f"{table}.csv", rows, run.stamp() | {"networks": made_by})
+    ledger(Kept.of(run.own, run.own.figures))
     return tables
 
 
 if __name__ == "__main__":
     try:
-        confirm(sys.argv[1], int(sys.argv[2]))
+        cores = int(os.environ.get("PDLIB_CORES") or os.cpu_count() or 1)
+        confirm(os.environ["PDLIB_PROFILE"], cores, os.environ.get("PDLIB_OUT_FOLDER", ""))
     except (ValueError, OSError) as error:
         sys.exit(f"confirm: {error}")

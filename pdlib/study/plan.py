@@ -23,7 +23,7 @@ from pdlib.report.values import select
 from pdlib.study.claims import EVERY_STEP, TABLES, Claim, Scores, registered
 
 SOURCE = "cpu"
-FOLDER = "confirmation"  # below a profile's runs and results, what belongs to that of its ledger
+CONFIRMATION = "confirmation"  # asked for in place of changes
 
 
 def plan(profile: Profile, tables: Scores, source: Profile) -> pd.DataFrame:
@@ -139,12 +139,13 @@ def write_plan(name: str, changes: Mapping | None = None, of: str = SOURCE) -> p
     )
     found = plan(profile, {table: records.read_table(path) for table, path in paths.items()}, source)
     spreads = {"spreads": {table: one["sha256"] for table, one in stamps.items()}}
-    results = place_of(profile, "", None).results
-    return records.write_table((results / FOLDER if of == name else results) / "plan.csv", found, stamp | spreads)
+    place = place_of(profile, "", None)
+    folder = place.confirmation if of == name else place.results
+    return records.write_table(folder / "plan.csv", found, stamp | spreads)
 
 
 if __name__ == "__main__":
     given = [*sys.argv[1:], ""]
-    own = given[1] == FOLDER
+    own = given[1] == CONFIRMATION
     written = write_plan(given[0], None if own else yaml.safe_load(given[1]), given[0] if own else SOURCE)
     print(written[["number", "claim", "subjects", "detectable_subjects", "detectable"]].to_string(index=False))

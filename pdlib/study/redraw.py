@@ -196,18 +196,20 @@ def _photographs(kept: Kept) -> None:
     kept.table("fundus", tables.table1(scores, rows=rows, **how), f"Optic disc and cup ({about}): Δ to PD-DDPM")
 
 
-def _ledger(kept: Kept) -> None:
+def ledger(kept: Kept) -> None:
+    """The ledger as table and figure, and what was found in words."""
     scored = kept.run.scored
-    scores = {name: records.read_table(scored.place.results / f"{name}.csv") for name in claims.TABLES}
+    scores = claims.read_scores(scored.place)
     profile, statistics, interval = scored.profile, scored.profile.statistics, scored.profile.interval
     how = {"presegmenter": profile.comparison.presegmenter, "few_calls": profile.fewer_calls.few_calls}
-    ledger = claims.ledger(scores, **how, statistics=statistics, interval=interval)
-    kept.table("claims", ledger, claims.caption(scored.whose, statistics))
+    judged = claims.ledger(scores, **how, statistics=statistics, interval=interval)
+    on = claims.judged_on(scored, scores)
+    kept.table("claims", judged, claims.caption(on, statistics))
     bounds = [claim.bound for claim in claims.registered(scores, **how, margin=statistics.margin)]
-    kept.figure("claims", verdicts_figure(ledger, bounds, note=scored.note))
-    tested = scores["table1_scores"], scores["agreement_scores"]
-    said = findings(ledger, *tested, margin=statistics.margin, interval=interval)
-    write_whole(kept.folder / "findings.md", findings_markdown(said, scored.whose))
+    kept.figure("claims", verdicts_figure(judged, bounds, note=scored.note))
+    tested = (records.read_table(scored.place.results / f"{name}_scores.csv") for name in ("table1", "agreement"))
+    said = findings(judged, *tested, margin=statistics.margin, interval=interval)
+    write_whole(kept.folder / "findings.md", findings_markdown(said, scored.whose, on))
 
 
 def _distillation(kept: Kept) -> None:
@@ -275,7 +277,7 @@ def redraw(kept: Kept) -> dict[str, str]:
     The machine's speed is drawn where the run has drawn it.
     """
     pieces = {name: draw for name, draw in PIECES.items() if kept.has(name)}
-    pieces |= {"the ledger": _ledger} if all(map(kept.has, claims.TABLES)) or kept.run.profile.reference else {}
+    pieces |= {"the ledger": ledger} if all(map(kept.has, claims.TABLES)) or kept.run.profile.reference else {}
     pieces |= {f"training/{name}": partial(_history, name=name) for name in _histories(kept)}
     for device in measured_devices():
         if (kept.run.place.figures / f"speed_{device}.png").exists():

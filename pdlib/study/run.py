@@ -101,9 +101,14 @@ class Run:
     @property
     def whose(self) -> str:
         """Whose scores a table shows: data, profile, number of test subjects."""
-        data, few, key = self.note or "real data", len(self.subjects("test")), len(self.subjects("key"))
+        few, key = len(self.subjects("test")), len(self.subjects("key"))
         tested = f"{few} test subjects" if few == key else f"{key} test subjects of the key rows, {few} of the others"
-        return f"{data}, profile {self.place.profile}, {tested}"
+        return f"{self.made_by}, {tested}"
+
+    @property
+    def made_by(self) -> str:
+        """The kind of its data and its profile, for a caption."""
+        return f"{self.note or 'real data'}, profile {self.place.profile}"
 
     def subjects(self, split: str) -> list[str]:
         """Subjects of "train", "validation" or "test", which every row is tested on; "key" are those of the key rows.

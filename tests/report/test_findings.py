@@ -93,5 +93,7 @@ def test_the_uncertainty_advised_is_the_one_nearest_to_the_raters():
 
 
 def test_the_list_says_whose_it_is():
-    text = findings_markdown(told(), "phantom, profile x")
+    text = findings_markdown(told(), "phantom, profile x", "phantom, profile x")
     assert text.startswith("What this run found (phantom, profile x):\n\n1. What holds") and text.count("\n5. ") == 1
+    text = findings_markdown(told(), "phantom, profile x", "phantom, profile x, 3 test subjects of its own")
+    assert text.startswith("What this run found (phantom, profile x; its ledger: 3 test subjects of its own):")

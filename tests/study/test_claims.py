@@ -226,7 +226,7 @@ def test_undecided_rows_say_what_would_decide_them():
     wide = even - 1e-4 + 0.05
     table1 = tables["table1_scores"]
     table1 = pd.concat(
-        [table1[~table1.method.isin(["tdpm", "es_ddpm"])], rows("tdpm", BASE - wide), rows("es_ddpm", BASE)]
+        [table1[~table1.method.isin(["tdpm", "es_ddpm"])], rows("tdpm", BASE - wide), rows("es_ddpm", BASE - even)]
     )
     found = ledger(tables | {"table1_scores": table1}, few_calls=10, **HOW)
     tdpm, es_ddpm = found[found.number == "C3"].itertuples()
