@@ -43,6 +43,8 @@ class LearnedNorm(torch.autograd.Function):
         """h: [N, C, H, W] channels-last, float32 or bfloat16; weight, bias: [C]. Returns the same shape and dtype."""
         rows, channels, height, width = h.shape
         weight, bias = weight.float(), bias.float()
+        # A single image that was cut out of a batch has a stride by which torch takes it for no channels-last one.
+        h = h.permute(0, 2, 3, 1).flatten(0, 2).unflatten(0, (rows, height, width)).permute(0, 3, 1, 2)
         y, mean, rstd = torch.native_group_norm(h.float(), weight, bias, rows, channels, height * width, groups, eps)
         ctx.save_for_backward(h, weight, bias, mean, rstd)
         ctx.silu = silu

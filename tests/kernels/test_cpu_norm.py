@@ -69,3 +69,14 @@ def test_a_large_image_s_norm_learns_as_float64_does(dtype, tolerance, channels,
     expected = gradients(partial(exact_norm, silu=silu), doubles, torch.float64)
     for name, got in gradients(mine, rounded, dtype).items():
         assert (got - expected[name]).norm() <= tolerance * expected[name].norm(), name
+
+
+def test_a_single_image_learns_whatever_its_outer_stride():
+    batch = torch.randn(2, 32, 33, 33, generator=torch.Generator().manual_seed(6))
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    weight, bias, found = torch.ones(32, requires_grad=True), torch.zeros(32), []
+    for x in (batch[:1], batch[0][None]):
+        y, _ = ops.group_norm_silu(x, weight, bias, groups=32, eps=1e-5, silu=True, shift=None, residual=None)
+        found += [y, torch.autograd.grad(y.square().sum(), weight)[0]]
+    assert batch[0][None].stride() != batch[:1].stride()
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
