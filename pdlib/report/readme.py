@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from pdlib.evaluation import records
-from pdlib.paths import BENCHMARKS, DOCS, PAPER_NUMBERS, ROOT, Layout, measured_devices, output_root, write_whole
-from pdlib.report import front, tables
+from pdlib.paths import BENCHMARKS, DOCS, PAPER_NUMBERS, ROOT, SCALE, Layout, measured_devices, output_root, write_whole
+from pdlib.report import front, scale, tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
 TABLES = {  # of figures/: their headings; the paper's own numbers follow the first and the third
@@ -56,6 +56,7 @@ def parts(place: Layout) -> dict[Path, dict[str, str]]:
         },
         DOCS / "results.md": {"results": numbers(place), "pictures": pictures(place)},
         DOCS / "teaching.md": {"times": front.times()},
+        DOCS / "scale.md": scale.parts(SCALE),
         DOCS / "speed.md": {"steps": "\n\n".join(speeds(place)), "threads": threads()},
     }
 
