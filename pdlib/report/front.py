@@ -26,7 +26,7 @@ LESSONS = {  # notebook: the question that it answers, and the picture that it d
     "00_tour": ("What is the idea, on one case?", "fig1"),
     "01_prepare_data": ("What are the data, and is the phantom like patients?", "phantom_calibration"),
     "02_train_segmenters": ("Where does the start come from?", "training/attention_unet_0"),
-    "03_train_ddpm": ("How does a network learn to denoise a mask?", "training/denoiser"),
+    "03_train_ddpm": ("How does a network learn to denoise a mask?", "training/denoiser_0"),
     "04_compare_methods": ("Which row of Table 1 is best, at what cost?", "fig2"),
     "05_sweep_t_prime": ("How far to diffuse?", "fig3"),
     "06_ensemble_size": ("How many members, and what is their spread worth?", "fig4"),
@@ -123,7 +123,8 @@ def _tally(claims: pd.DataFrame) -> str:
     told = ", ".join(f"{counts.get(verdict, 0)} {said}" for verdict, said in VERDICTS.items())
     return (
         f"Of {len(claims)} claims, the papers' and ours, {told}, which speaks neither for them nor against them "
-        f"([the ledger](docs/results.md#the-ledger)). In brackets: a difference (of Dice, if not said), its interval."
+        f"([the ledger](docs/results.md#the-ledger)); that one row beats another failed, too, where what it gains is "
+        f"too little to count. In brackets: a difference (of Dice, if not said), its interval."
     )
 
 
