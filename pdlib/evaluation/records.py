@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
+import torch
 
 from pdlib.paths import write_whole
 
@@ -145,7 +146,7 @@ def stamp(
     profile: str,
     changes: Mapping = MappingProxyType({}),
 ) -> dict:
-    """Where numbers come from: code (git commit at root), packages, device, seed, data and settings. No clock.
+    """Where numbers come from: code (git commit at root), packages, device, processor, seed, data, settings. No clock.
 
     phantom: whether the data are simulated, so that no table passes for one of patients. changes: the settings that
     differ from the profile's, nested as they are there.
@@ -160,11 +161,24 @@ def stamp(
         "git": _git(Path(root)),
         "packages": packages,
         "device": str(device),
+        "processor": _processor(),
         "seed": int(seed),
         "data_fingerprint": data_fingerprint,
         "phantom": phantom,
         "profile": profile,
         "changes": dict(changes),
+    }
+
+
+def _processor() -> dict:
+    """The kind of CPU, and the widest vectors that torch computes with on it: others round differently."""
+    found = torch.cpu.get_capabilities()
+    vectors = {name: bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16")}
+    return {
+        "name": found.get("cpu_name", ""),
+        "architecture": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        **vectors,
     }
 
 

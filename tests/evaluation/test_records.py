@@ -1,7 +1,11 @@
 """Tables keep what they were given, to the byte, and know what made them."""
 
 import os
+import platform
+import re
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -201,6 +205,10 @@ def test_stamp_knows_the_commit(tmp_path):
     assert here()["packages"]["numpy"] == np.__version__
     assert about.items() <= here().items() and here()["changes"] == {}
     assert stamp(root=tmp_path, **about, changes={"chain": {"eta": 0}})["changes"] == {"chain": {"eta": 0}}
+    processor = stamp(root=tmp_path, **about)["processor"]
+    assert processor["architecture"] == platform.machine() and processor["capability"]
+    flags = re.search("^flags.*", Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else "", re.M)
+    assert not flags or processor["avx512_bf16"] == ("avx512_bf16" in flags[0].split())
 
 
 def test_fingerprint_follows_names_and_bytes_only(tmp_path):
