@@ -23,15 +23,10 @@ from pdlib.data.recipe import Range, Recipe
 
 MARGIN = 20  # voxels around the brain: room to turn it
 CLOSE_MM = 5  # the brain's mask bridges sulci that wide
-WHITE, CORTEX, INSULA, CINGULATE, CSF, VENTRICLES, PUTAMEN = (
-    "white",
-    "cortex",
-    "insula",
-    "cingulate",
-    "csf",
-    "ventricles",
-    "putamen",
-)
+LEVEL_DEGREES = 4.0  # of the line from thalamus to caudate nucleus, over the horizon of axial slices
+WHITE, CORTEX, INSULA, CINGULATE, SEPTUM = "white", "cortex", "insula", "cingulate", "septum"
+CSF, VENTRICLES, PUTAMEN, CAUDATE, THALAMUS = "csf", "ventricles", "putamen", "caudate", "thalamus"
+OUTER = "outer"  # what lies around the brain: brain extraction leaves some of it
 
 
 class Tissue(Recipe):
@@ -61,6 +56,14 @@ class Cingulate(Recipe):
 
     from_midline_mm: StrictFloat
     from_ventricle_mm: StrictFloat
+
+
+class Septum(Recipe):
+    """What lies between the lateral ventricles, with these numbers, where the ways to both are together that short."""
+
+    left: StrictInt
+    right: StrictInt
+    both_mm: StrictFloat
 
 
 class Pose(Recipe):
@@ -94,6 +97,8 @@ class Look(Recipe):
     noise: Range
     stripped_mm: StrictFloat
     stripped_knots_mm: StrictFloat
+    left_over_mm: Range
+    left_over_from: StrictFloat
 
 
 class HeadRecipe(Recipe):
@@ -103,6 +108,7 @@ class HeadRecipe(Recipe):
     native_lesions: NativeLesions
     insula: Insula
     cingulate: Cingulate
+    septum: Septum
     pose: Pose
     look: Look
 
@@ -115,17 +121,20 @@ class HeadRecipe(Recipe):
 class Head(NamedTuple):
     """A label map, cut to its brain, [Z, Y, X] at 1 mm.
 
-    tissue: uint8, codes of `HeadRecipe.codes`, 0 outside of the brain. native: bool, the map's own lesions.
+    tissue: uint8, codes of `HeadRecipe.codes`; OUTER and 0 lie outside of the brain. native: bool, the map's own
+    lesions. tilt: how far the head is tipped back, in radians, from the plane that axial slices are acquired in.
     """
 
     tissue: np.ndarray
     native: np.ndarray
+    tilt: float
 
 
 class Posed(NamedTuple):
-    """A head in another pose with lesions of its own: tissue as a `Head`'s."""
+    """A head in another pose with lesions of its own: tissue as a `Head`'s; brain: bool, the part that is brain."""
 
     tissue: np.ndarray
+    brain: np.ndarray
     anatomy: Anatomy
     lesions: Lesions
 
@@ -152,14 +161,15 @@ def read_head(path: Path | str, recipe: HeadRecipe) -> Head:
     missing = [name for name in (WHITE, CORTEX, VENTRICLES) if not (tissue == recipe.codes[name]).any()]
     if missing:
         raise CaseError.of(path, f"no voxel of {missing[0]}: labels of FreeSurfer are needed")
-    solid = (tissue > 0) & (tissue != recipe.codes[CSF])
+    solid = (tissue > 0) & ~np.isin(tissue, [recipe.codes[CSF], recipe.codes[OUTER]])
     solid = ndimage.binary_opening(solid, TOUCHING)
     box = _box(solid)
-    tissue, solid, native = tissue[box], solid[box], np.isin(labels[box], recipe.native_lesions.labels)
-    brain = _filled(solid)
-    tissue = np.where(brain, np.where(tissue == 0, recipe.codes[CSF], tissue), 0).astype(np.uint8)
-    tissue = _with_regions(tissue, recipe)
-    return Head(tissue, native)
+    labels, tissue, solid = labels[box], tissue[box], solid[box]
+    brain, outer = _filled(solid), tissue == recipe.codes[OUTER]
+    tissue = np.where(brain & ((tissue == 0) | outer), recipe.codes[CSF], np.where(brain | outer, tissue, 0))
+    tissue = _with_regions(tissue.astype(np.uint8), brain, recipe)
+    tissue[_septum(labels, recipe.septum) & (tissue == recipe.codes[WHITE])] = recipe.codes[SEPTUM]
+    return Head(tissue, np.isin(labels, recipe.native_lesions.labels), _tilt(tissue, recipe))
 
 
 def posed_head(rng: np.random.Generator, head: Head, level: float, recipe: HeadRecipe, p: PhantomParameters) -> Posed:
@@ -167,18 +177,19 @@ def posed_head(rng: np.random.Generator, head: Head, level: float, recipe: HeadR
 
     level: the rank, in [0, 1], of its lesion volume. p: the phantom's, whose laws the lesions follow.
     """
-    coordinates = _pose(rng, head.tissue.shape, recipe.pose)
+    coordinates = _pose(rng, head.tissue.shape, head.tilt, recipe.pose)
 
     def moved(values: np.ndarray) -> np.ndarray:
         return ndimage.map_coordinates(values, coordinates, order=0, cval=0)
 
     tissue, native = moved(head.tissue), moved(head.native.astype(np.uint8)) > 0
-    anatomy = _anatomy(tissue, recipe)
+    brain = (tissue > 0) & (tissue != recipe.codes[OUTER])
+    anatomy = _anatomy(tissue, brain, recipe)
     lesions = place_lesions(rng, anatomy, lesion_sizes(rng, level, p), ndimage.binary_dilation(native, TOUCHING), p)
     if rng.random() < recipe.native_lesions.share:
         raters = tuple(drawn | native for drawn in lesions.raters)
         lesions = Lesions(lesions.reference | native, np.maximum(lesions.shown, native), raters)
-    return Posed(tissue, anatomy, lesions)
+    return Posed(tissue, brain, anatomy, lesions)
 
 
 def _filled(solid: np.ndarray) -> np.ndarray:
@@ -194,13 +205,30 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(max(0, a), b) for a, b in zip(low, high, strict=True))
 
 
-def _with_regions(tissue: np.ndarray, recipe: HeadRecipe) -> np.ndarray:
+def _tilt(tissue: np.ndarray, recipe: HeadRecipe) -> float:
+    """The tilt of a `Head`, as its deep nuclei tell; 0 where they are missing."""
+    places = [np.argwhere(tissue == recipe.codes[name]) for name in (THALAMUS, CAUDATE)]
+    if not all(map(len, places)):
+        return 0.0
+    up, ahead, _ = places[1].mean(axis=0) - places[0].mean(axis=0)
+    return float(np.arctan2(up, ahead) - np.deg2rad(LEVEL_DEGREES))
+
+
+def _septum(labels: np.ndarray, p: Septum) -> np.ndarray:
+    """Where the septum pellucidum and the fornix lie, which the maps call white matter: [Z, Y, X] bool."""
+    sides = [labels == one for one in (p.left, p.right)]
+    if not all(side.any() for side in sides):
+        return np.zeros(labels.shape, bool)
+    return sum(ndimage.distance_transform_edt(~side) for side in sides) <= p.both_mm
+
+
+def _with_regions(tissue: np.ndarray, brain: np.ndarray, recipe: HeadRecipe) -> np.ndarray:
     """Insula and cingulate told from other cortex, whose FLAIR is less bright, by where they lie."""
     codes = recipe.codes
     cortex = tissue == codes[CORTEX]
     far_putamen = ndimage.distance_transform_edt(tissue != codes[PUTAMEN])
     far_ventricle = ndimage.distance_transform_edt(tissue != codes[VENTRICLES])
-    middle = np.argwhere(tissue > 0)[:, 2].mean()
+    middle = np.argwhere(brain)[:, 2].mean()
     far_middle = np.abs(np.arange(tissue.shape[2]) - middle)
     tissue = tissue.copy()
     tissue[cortex & (far_putamen <= recipe.insula.from_putamen_mm)] = codes[INSULA]
@@ -209,9 +237,9 @@ def _with_regions(tissue: np.ndarray, recipe: HeadRecipe) -> np.ndarray:
     return tissue
 
 
-def _anatomy(tissue: np.ndarray, recipe: HeadRecipe) -> Anatomy:
+def _anatomy(tissue: np.ndarray, brain: np.ndarray, recipe: HeadRecipe) -> Anatomy:
     """What placing lesions needs to know of a head."""
-    codes, brain = recipe.codes, tissue > 0
+    codes = recipe.codes
     white, ventricles = tissue == codes[WHITE], tissue == codes[VENTRICLES]
     csf = (tissue == codes[CSF]) | ventricles
     grey = brain & ~white & ~csf
@@ -221,9 +249,9 @@ def _anatomy(tissue: np.ndarray, recipe: HeadRecipe) -> Anatomy:
     return Anatomy(*(part.astype(np.float32) for part in (grey, white, csf)), ventricle_mm, cortex_mm)
 
 
-def _pose(rng: np.random.Generator, shape: Sequence[int], p: Pose) -> np.ndarray:
-    """Where each voxel of the new head lies in the old: [3, Z, Y, X] float32."""
-    turn = np.eye(3)
+def _pose(rng: np.random.Generator, shape: Sequence[int], tilt: float, p: Pose) -> np.ndarray:
+    """Where each voxel of the new head, levelled and turned, lies in the old: [3, Z, Y, X] float32."""
+    turn = np.array([[np.cos(tilt), np.sin(tilt), 0], [-np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
     for axis, angle in enumerate(np.deg2rad(rng.uniform(-p.rotation_degrees, p.rotation_degrees, 3))):
         i, j = (k for k in range(3) if k != axis)
         step = np.eye(3)

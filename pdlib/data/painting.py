@@ -55,7 +55,7 @@ def paint_head(rng: np.random.Generator, head: Posed, recipe: HeadRecipe) -> Pai
         image += lesion * (1 + np.float32(lesion_levels[name] - 1) * contrast - image)
         image = ndimage.gaussian_filter(image, blur, truncate=3)
         channels[name] = np.maximum(image, 0) ** np.float32(gamma)
-    return Painted(**channels, brain=_stripped(rng, head.tissue > 0, recipe), noise=rng.uniform(*look.noise))
+    return Painted(**channels, brain=_stripped(rng, head.brain, recipe), noise=rng.uniform(*look.noise))
 
 
 _FIELDS = ((WHITE,), (CORTEX, INSULA, CINGULATE))
@@ -68,7 +68,9 @@ def _halo(shown: np.ndarray, halo_mm: float) -> np.ndarray:
 
 
 def _stripped(rng: np.random.Generator, brain: np.ndarray, recipe: HeadRecipe) -> np.ndarray:
-    """A brain mask whose edge is off here and there."""
+    """A brain mask whose edge is off here and there, and which holds some of what lies around the brain."""
     look = recipe.look
     inside = ndimage.distance_transform_edt(brain) - ndimage.distance_transform_edt(~brain)
-    return inside > look.stripped_mm * smooth_field(rng, brain.shape, look.stripped_knots_mm)
+    edge = look.stripped_mm * smooth_field(rng, brain.shape, look.stripped_knots_mm)
+    patches = np.clip(smooth_field(rng, brain.shape, look.stripped_knots_mm) - look.left_over_from, 0, 1)
+    return inside > edge - np.float32(rng.uniform(*look.left_over_mm)) * patches
