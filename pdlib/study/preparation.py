@@ -106,12 +106,20 @@ def calibration(root: Path | str) -> pd.DataFrame:
     return phantom.phantom_calibration(root, _recipe()["targets"])
 
 
+def best_threshold(volume: Volume) -> np.ndarray:
+    """The mask [Z, Y, X] bool of the FLAIR threshold with the highest Dice on a case; label 2 is left out."""
+    flair, reference = volume.image[0], volume.mask == 1
+    masks = ((flair > level) & ~volume.ignore for level in np.quantile(flair[volume.brain], BRIGHT))
+    return max(masks, key=lambda mask: _dice(mask, reference))
+
+
 def best_threshold_dice(volume: Volume) -> float:
     """The Dice of the best FLAIR threshold of a case, chosen with the reference in hand."""
-    flair, reference = volume.image[0][~volume.ignore], volume.mask[~volume.ignore] == 1
-    levels = np.quantile(volume.image[0][volume.brain], BRIGHT)
-    bright = [flair > level for level in levels]
-    return max(2 * (reference & found).sum() / (reference.sum() + found.sum()) for found in bright)
+    return _dice(best_threshold(volume), volume.mask == 1)
+
+
+def _dice(mask: np.ndarray, reference: np.ndarray) -> float:
+    return 2 * (mask & reference).sum() / (mask.sum() + reference.sum())
 
 
 def data_stamp(profile: Profile, fingerprint: str, phantom: bool) -> dict:
