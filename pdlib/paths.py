@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 STYLE = ROOT / "figures" / "paper.mplstyle"
 PAPER_NUMBERS = ROOT / "results" / "paper.csv"
 COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as those of a run; scan/: of the profile scan
-COMMITTED_SCORES = ROOT / "results" / "weights.csv"
+REFERENCE = "night"  # the profile whose networks lie at the top of weights/, and whose results README quotes
 RUN_TIMES = ROOT / "results" / "run_times.csv"  # columns profile, notebook, seconds
 SCALE = ROOT / "results" / "scale.csv"  # of `pdlib.study.scale`
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
@@ -174,6 +174,11 @@ def committed_weights(name: str, profile: str = "") -> Path:
     profile: one whose networks lie in a folder of their own; those of the reference study lie at the top.
     """
     return COMMITTED / profile / name / "best.safetensors"
+
+
+def committed_scores(profile: str = "") -> Path:
+    """What the weights of a profile that the repository comes with have scored; profile as in `committed_weights`."""
+    return ROOT / "results" / (f"weights_{profile}.csv" if profile else "weights.csv")
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

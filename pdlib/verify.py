@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from pdlib.evaluation import records
-from pdlib.paths import COMMITTED, COMMITTED_SCORES, PAPER_NUMBERS, ROOT, Layout, committed_weights, output_root
+from pdlib.paths import COMMITTED, PAPER_NUMBERS, ROOT, Layout, committed_scores, committed_weights, output_root
 from pdlib.profiles import load_profile
 from pdlib.report import readme
 from pdlib.report.compare import difference
@@ -191,24 +191,23 @@ def _git(repository: Path, *command: str) -> str | None:
 
 
 def networks() -> Iterator[Check]:
-    """The Dice of the committed networks on phantom subjects, scored again."""
-    for folder in sorted({path.parents[1] for path in COMMITTED.glob("*/*/best.safetensors")}):
-        yield Check(UNCHECKED, str(folder.relative_to(ROOT)), "no table holds its networks' scores")
-    if not COMMITTED_SCORES.exists():
-        there = any(COMMITTED.glob("*/best.safetensors"))
-        missing = f"{COMMITTED_SCORES.relative_to(ROOT)} is missing" if there else "no networks come along yet"
-        yield Check(DIFFERS if there else UNCHECKED, "weights", missing)
-        return
-    try:
-        profile = load_weights(committed_weights("denoiser_0")).card["profile"]
-        with tempfile.TemporaryDirectory() as made:
-            found = scores(drawn(profile, Path(made), COMMITTED))
-        yield from rescored(found, records.read_table(COMMITTED_SCORES))
-    except (ValueError, OSError) as error:
-        yield Check(DIFFERS, "weights", str(error))
+    """The Dice of the committed networks on phantom subjects, scored again: the reference's, then other profiles'."""
+    others = {path.parents[1].name for path in COMMITTED.glob("*/*/best.safetensors")}
+    for kept_as in ["", *sorted(others)]:
+        what, table = f"weights{kept_as and '/'}{kept_as}", committed_scores(kept_as)
+        if not committed_weights("denoiser_0", kept_as).exists():
+            yield Check(UNCHECKED, what, "no networks come along yet")
+            continue
+        try:
+            profile = load_weights(committed_weights("denoiser_0", kept_as)).card["profile"]
+            with tempfile.TemporaryDirectory() as made:
+                found = scores(drawn(profile, Path(made), COMMITTED / kept_as))
+            yield from rescored(found, records.read_table(table), what)
+        except (ValueError, OSError) as error:
+            yield Check(DIFFERS, what, str(error))
 
 
-def rescored(found: pd.DataFrame, printed: pd.DataFrame) -> Iterator[Check]:
+def rescored(found: pd.DataFrame, printed: pd.DataFrame, what: str) -> Iterator[Check]:
     """Each row's Dice beside the printed: columns method, subject, dice of both. Half precision may change the last of
     DIGITS.
     """
@@ -218,7 +217,7 @@ def rescored(found: pd.DataFrame, printed: pd.DataFrame) -> Iterator[Check]:
         wrong = "" if (apart <= 10**-DIGITS).all() else f"Dice by up to {apart.max():.2g}"
         if apart.isna().any():
             wrong = f"{int(apart.isna().sum())} of {len(rows)} subjects were scored only then, or only now"
-        yield Check.of(f"weights, {method}", wrong, f"{len(rows)} subjects, Dice within {apart.max():.1g}")
+        yield Check.of(f"{what}, {method}", wrong, f"{len(rows)} subjects, Dice within {apart.max():.1g}")
 
 
 def places(out: Path, asked: str) -> list[Layout]:

@@ -235,10 +235,12 @@ def test_without_git_s_history_a_commit_is_not_checked(history, tmp_path):
 
 def test_networks_that_score_otherwise_or_other_subjects_differ():
     printed = pd.DataFrame({"method": ["unet", "unet", CHAIN], "subject": ["a", "b", "a"], "dice": [0.5, 0.6, 0.7]})
-    assert {check.verdict for check in verify.rescored(printed.assign(dice=printed.dice + 0.0004), printed)} == {SAME}
-    worse = found(verify.rescored(printed.assign(dice=[0.5, 0.6, 0.69]), printed), DIFFERS)
+    assert {
+        check.verdict for check in verify.rescored(printed.assign(dice=printed.dice + 0.0004), printed, "weights")
+    } == {SAME}
+    worse = found(verify.rescored(printed.assign(dice=[0.5, 0.6, 0.69]), printed, "weights"), DIFFERS)
     assert worse == {f"weights, {CHAIN}": "Dice by up to 0.01"}
-    fewer_subjects = found(verify.rescored(printed[1:], printed), DIFFERS)
+    fewer_subjects = found(verify.rescored(printed[1:], printed, "weights"), DIFFERS)
     assert fewer_subjects == {"weights, unet": "1 of 2 subjects were scored only then, or only now"}
 
 

@@ -10,7 +10,18 @@ from pathlib import Path
 import pandas as pd
 
 from pdlib.evaluation import records
-from pdlib.paths import BENCHMARKS, DOCS, PAPER_NUMBERS, ROOT, SCALE, Layout, measured_devices, output_root, write_whole
+from pdlib.paths import (
+    BENCHMARKS,
+    DOCS,
+    PAPER_NUMBERS,
+    REFERENCE,
+    ROOT,
+    SCALE,
+    Layout,
+    measured_devices,
+    output_root,
+    write_whole,
+)
 from pdlib.report import front, scale, tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
@@ -33,7 +44,7 @@ PICTURES = {  # of figures/: what they show
     "fewer_calls": "Fewer calls",
     "agreement": "Uncertainty against errors and raters",
 }
-QUOTED = ("night", "cpu")  # the reference study where its run is complete, and else its hour-long version
+QUOTED = (REFERENCE, "cpu")  # the reference study where its run is complete, and else its hour-long version
 THREADS = BENCHMARKS / "bench_threads_cpu.csv"
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from pdlib.data import folds, wmh
 from pdlib.evaluation import records
 from pdlib.methods import CHAIN, refine_name, seeded_name
-from pdlib.paths import COMMITTED, COMMITTED_SCORES, Layout, layout
+from pdlib.paths import COMMITTED, REFERENCE, Layout, committed_scores, weights_folder
 from pdlib.profiles import Profile, load_profile
 from pdlib.study import preparation
 from pdlib.study.comparison import Row
@@ -46,16 +46,18 @@ class Stored(Run):
 
 
 def names(profile: Profile) -> list[str]:
-    """The trainings that are committed, of repeats the first: the pre-segmenters of all seeds and the other SEGMENTERS,
-    the denoiser and ADDPM's last network; where the profile has them, the start-matched denoiser, the refiner and the
-    network that reads noise levels.
+    """The trainings that are committed, of repeats the first: those of the rows that a profile compares, of segmenters
+    the pre-segmenter and the other SEGMENTERS; and the network that reads noise levels.
     """
-    seed, name = profile.repeats.seeds[0], profile.comparison.presegmenter
-    found = [f"{name}_{one}" for one in dict.fromkeys([seed, *profile.comparison.deep_ensemble_seeds])]
-    found += [f"{other}_0" for other in SEGMENTERS if other != name]
-    found += [seeded_name("denoiser", seed), refine_name(profile.chain.t_stop, False)]
-    found += [] if profile.start_matched is None else [seeded_name("start_matched", seed), "refiner"]
-    return found if profile.noise_level is None else [*found, "noise_level"]
+    rows, compared = {*profile.comparison.methods, *profile.fewer_calls.starts}, profile.comparison
+    seed, name = profile.repeats.seeds[0], compared.presegmenter
+    seeds = dict.fromkeys([seed, *(compared.deep_ensemble_seeds if "deep_ensemble" in rows else [])])
+    found = [f"{name}_{one}" for one in seeds]
+    found += [f"{other}_0" for other in SEGMENTERS if other != name and other in rows]
+    found.append(seeded_name("denoiser", seed))
+    further = {"addpm": refine_name(profile.chain.t_stop, False), "start_matched": seeded_name("start_matched", seed)}
+    further |= {"refiner": "refiner", "noise_level": "noise_level"}
+    return found + [training for row, training in further.items() if row in rows]
 
 
 def drawn(profile: str, root: Path, folder: Path) -> Stored:
@@ -75,9 +77,8 @@ def drawn(profile: str, root: Path, folder: Path) -> Stored:
 
 def scores(run: Stored) -> pd.DataFrame:
     """Dice of one member of each row that the networks of a run are for: method, subject, dice."""
-    wanted = [*SEGMENTERS, "deep_ensemble", CHAIN, "addpm"]
-    wanted += [] if run.profile.start_matched is None else ["start_matched", "refiner"]
-    rows = [Row.of(run, name, size=1) for name in wanted]
+    wanted = [*SEGMENTERS, "deep_ensemble", CHAIN, "addpm", "start_matched", "refiner"]
+    rows = [Row.of(run, name, size=1) for name in wanted if name in run.profile.comparison.methods]
     parts = [row.scores(split) for row in rows for split in ("train", "validation", "test")]
     found = pd.concat(parts).query("metric == 'dice'").rename(columns={"value": "dice"})
     return found.sort_values(["method", "subject"])[["method", "subject", "dice"]].reset_index(drop=True)
@@ -88,10 +89,11 @@ def commit(profile: str, source: Path, out: Path, table: Path) -> pd.DataFrame:
 
     ValueError where half precision changes a printed digit of a Dice, or the files are larger than LARGEST.
     """
-    size = export_weights(source, names(load_profile(profile)), out, profile)
     with tempfile.TemporaryDirectory() as made:
-        full, half = (scores(drawn(profile, Path(made), folder)) for folder in (source, out))
-        stamp = drawn(profile, Path(made), out).stamp()
+        run = drawn(profile, Path(made), source)
+        full, stamp = scores(run), run.stamp()  # before anything is written: then the code is still the commit's
+        size = export_weights(source, names(run.profile), out, profile)
+        half = scores(drawn(profile, Path(made), out))
     both = half.assign(dice=half.dice.round(DIGITS), full_precision=full.dice.round(DIGITS))
     records.write_table(table, both, stamp)
     print(both.to_string(index=False), f"{size / 1e6:.2f} MB", sep="\n")
@@ -103,8 +105,9 @@ def commit(profile: str, source: Path, out: Path, table: Path) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    chosen = os.environ.get("PDLIB_PROFILE") or "night"
+    chosen = os.environ.get("PDLIB_PROFILE") or REFERENCE
+    kept_as = "" if chosen == REFERENCE else chosen
     try:
-        commit(chosen, layout(chosen).weights("denoiser_0").parent, COMMITTED, COMMITTED_SCORES)
+        commit(chosen, weights_folder(chosen), COMMITTED / kept_as, committed_scores(kept_as))
     except (ValueError, OSError) as error:
         sys.exit(f"make weights: {error}")

@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 
 from pdlib.evaluation import records
-from pdlib.paths import COMMITTED, COMMITTED_SCORES, committed_weights
+from pdlib.paths import COMMITTED, committed_scores, committed_weights
 from pdlib.profiles import load_profile
 from pdlib.study.committed import DIGITS, LARGEST, drawn, names, scores
 from pdlib.training.weights import load_weights
 
-there = pytest.mark.skipif(not COMMITTED_SCORES.exists(), reason="no networks are committed yet: `make weights`")
+there = pytest.mark.skipif(not committed_scores().exists(), reason="no networks are committed yet: `make weights`")
 
 
 def test_a_profile_commits_the_networks_of_its_first_repeat():
@@ -24,13 +24,13 @@ def test_the_committed_networks_are_small_and_of_one_training():
     profile = load_weights(committed_weights("denoiser_0")).card["profile"]
     found = {path.parent.name: load_weights(path) for path in COMMITTED.glob("*/best.safetensors")}
     assert sorted(found) == sorted(names(load_profile(profile)))
-    assert sum(path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file()) <= LARGEST
+    assert sum(path.stat().st_size for path in COMMITTED.glob("*/best.safetensors")) <= LARGEST
     assert all(one.finished and one.card["profile"] == profile for one in found.values())
 
 
 @there
 def test_the_committed_networks_score_what_the_table_says(tmp_path):
-    printed = records.read_table(COMMITTED_SCORES)
+    printed = records.read_table(committed_scores())
     profile = load_weights(committed_weights("denoiser_0")).card["profile"]
     found = scores(drawn(profile, tmp_path, COMMITTED))
     pd.testing.assert_frame_equal(found[["method", "subject"]], printed[["method", "subject"]])
