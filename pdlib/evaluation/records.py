@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
-import torch
 
 from pdlib.paths import write_whole
 
@@ -172,6 +171,8 @@ def stamp(
 
 def _processor() -> dict:
     """The kind of CPU, and the widest vectors that torch computes with on it: others round differently."""
+    import torch  # tables are read, and figures drawn, without it
+
     found = torch.cpu.get_capabilities()
     vectors = {name: bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16")}
     return {
