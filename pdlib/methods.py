@@ -172,7 +172,8 @@ def jobs(names: list[str], *, presegmenter: str, deep_ensemble_seeds: list[int],
         elif method.source == "tdpm":
             found["17_tdpm_generator"] = None
         elif method.source is not None:
-            found[f"02_train_segmenters.{method.source}_0"] = None
+            own = seeds if method.source == presegmenter else [0]
+            found |= dict.fromkeys(f"02_train_segmenters.{method.source}_{seed}" for seed in own)
         if method.start is not None:
             found |= dict.fromkeys(training_jobs(DENOISERS, method.denoiser, seeds))
         if method.finish == "one_step":

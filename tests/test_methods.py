@@ -58,6 +58,8 @@ def test_every_repeat_trains_what_a_verdict_hangs_on():
     for control in ("refiner", "unmatched"):
         assert [job for job in jobs([control], **three) if job.startswith("16")] == ["16_start_matched.0"]
     assert jobs(["unet"], **three) == ["02_train_segmenters.unet_0"], "other networks are trained once"
+    alone = [f"02_train_segmenters.attention_unet_{seed}" for seed in (0, 1, 2)]
+    assert jobs(["attention_unet"], **three) == alone, "the pre-segmenter by itself"
 
 
 def test_a_rule_s_key_says_how_a_step_is_made():
