@@ -213,6 +213,8 @@ def _cause(error: Exception, role: str) -> str:
     match error:
         case FileNotFoundError():
             return f"missing {role} (no such file)"
+        case IsADirectoryError():
+            return "is a folder, not a file"
         case EOFError():
             return "truncated gzip stream"
         case gzip.BadGzipFile() | zlib.error():

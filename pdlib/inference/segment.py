@@ -254,7 +254,9 @@ def summarised(result: Result, ready: Ready) -> Summary:
     return Summary(
         **measured(mask, mean, variance, volume.brain, volume.grid),
         inputs=result.inputs,
-        networks=Networks(folder=str(trained.folder), profile=trained.profile, phantom=phantom, sha256=trained.digests),
+        networks=Networks(
+            folder=str(trained.folder), profile=trained.of_profile, phantom=phantom, sha256=trained.digests
+        ),
         settings=Settings(
             members=sampling.members,
             calls=calls,

@@ -212,7 +212,9 @@ def score_of(
     Where the ensemble is of another kind than those of the fit, only the image is judged.
     """
     if quality is None:
-        return _no_score(f"No score: these networks come without {FILE}.", None, ())
+        return _no_score(
+            f"No score: these networks come without {FILE}, which is fitted to cases with an expert's mask.", None, ()
+        )
     if differences := quality.origin.differences(origin):
         said = f"No score: it was fitted on ensembles of another kind ({'; '.join(differences)})."
         return _no_score(said, quality, quality.outside(image))

@@ -84,6 +84,11 @@ class Trained:
         return f" (of the repository, trained by profile {self.denoiser.card['profile']})" if self.committed else ""
 
     @property
+    def of_profile(self) -> str | None:
+        """The profile that trained them; None for a folder that was named."""
+        return self.profile or (self.denoiser.card["profile"] if self.committed else None)
+
+    @property
     def committed(self) -> bool:
         """Whether these are the networks that the repository comes with."""
         return self.folder in [_committed_folder(profile) for profile in ("", *BEST_FIRST)]

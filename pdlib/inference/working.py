@@ -71,6 +71,9 @@ def to_training_voxels(volume: Volume, data: Mapping, tolerance: float) -> Worki
     spacing = have * volume.brain.shape / shape
     if shape[0] < volume.brain.shape[0]:
         notes += (f"slices of {have[0]:.3g} mm were averaged to {spacing[0]:.3g} mm for the networks",)
+    if tuple(shape[1:]) != volume.brain.shape[1:]:
+        was, now = (f"{size[1]:.3g} x {size[2]:.3g} mm" for size in (have, spacing))
+        notes += (f"pixels of {was} were resampled to {now} for the networks, and the results back",)
     working = replace(volume, image=image * brain, brain=brain, spacing_mm=tuple(spacing.tolist()))
     return Working(working, volume.brain.shape, notes)
 

@@ -43,7 +43,7 @@ BAD = {
         "data end early",
     ),
     "text": ("t1", lambda p: p.write_text("version https://git-lfs"), "not a NIfTI file"),
-    "a folder": ("t1", make_folder, "directory"),
+    "a folder": ("t1", make_folder, "is a folder, not a file"),
     "4D": ("flair", lambda p: save(p, np.ones((*SHAPE, 2))), "not a 3D volume"),
     "2D": ("flair", lambda p: save(p, np.ones(SHAPE[:2])), "not a 3D volume"),
     "T1 of another shape": ("t1", lambda p: save(p, scans()[1][:-1]), "shape"),

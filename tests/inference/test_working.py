@@ -53,6 +53,11 @@ def test_thin_slices_are_averaged_in_threes():
     assert working.notes == ("slices of 1 mm were averaged to 3 mm for the networks",)
 
 
+def test_pixels_that_are_resampled_are_noted():
+    (note,) = to_training_voxels(volume((3.0, 2.0, 0.5)), DATA, TOLERANCE).notes
+    assert note == "pixels of 2 x 0.5 mm were resampled to 1 x 1 mm for the networks, and the results back"
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 2.0, 0.5), (1.2, 1.0, 3.0), (1.7, 3.0, 1.0)])
 def test_what_is_brought_there_comes_back(spacing):
     given = volume(spacing)
