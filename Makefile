@@ -82,6 +82,7 @@ test: $(READY)
 	"$(PYTHON)" -m pytest --capture no tests/test_reproduce.py
 
 test-slow: $(READY)
+	.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra slurm
 	"$(PYTHON)" -m pytest --capture no tests/slow
 
 test-browser: $(READY)
