@@ -59,16 +59,34 @@ def faults(notebook: NotebookNode) -> Iterator[str]:
 
 
 def student_sheet(notebook: NotebookNode) -> NotebookNode:
-    """A notebook with a place for each solution, and there, as comments, what has to hold."""
+    """A notebook with a place for each solution, and there, as comments, which names to set and what has to hold."""
     sheet = copy.deepcopy(notebook)
     for number, cell in enumerate((cell for cell in sheet.cells if SOLUTION in _tags(cell)), start=1):
-        lines = cell.source.splitlines()
-        checks = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Assert)]
-        told = [line for check in checks for line in lines[check.lineno - 1 : check.end_lineno]]
-        stub = f"# TODO: your lines for exercise {number}." + " They are right if this holds, too:" * bool(told)
-        cell.source = "\n".join([stub, *(f"# {line}" for line in told)])
+        solution, lines = ast.parse(cell.source), cell.source.splitlines()
+        checks = sorted(
+            (node for node in ast.walk(solution) if isinstance(node, ast.Assert)), key=lambda node: node.lineno
+        )
+        told = [line[one.col_offset :] for one in checks for line in lines[one.lineno - 1 : one.end_lineno]]
+        names = ", ".join(_set_and_checked(solution, checks))
+        stub = [f"# TODO: your lines for exercise {number}."]
+        stub += [f"# Call your results {names}: the check below reads them."] if names else []
+        stub += ["# Then remove the # from the check, and run the cell again:"] if told else []
+        cell.source = "\n".join([*stub, *(f"# {line}" for line in told)])
         cell.metadata["tags"] = [tag for tag in _tags(cell) if tag != SOLUTION]
     return sheet
+
+
+def _set_and_checked(solution: ast.Module, checks: Sequence[ast.Assert]) -> list[str]:
+    """The names that a solution sets and its checks read, in the order in which it sets them."""
+    within = {id(node) for check in checks for node in ast.walk(check)}
+    found = [node for node in ast.walk(solution) if id(node) not in within]
+    stored = [
+        (node.lineno, node.id) for node in found if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    stored += [(node.lineno, node.name) for node in found if isinstance(node, ast.FunctionDef)]
+    reads = (node for check in checks for node in ast.walk(check) if isinstance(node, ast.Name))
+    read = {node.id for node in reads if isinstance(node.ctx, ast.Load)}
+    return [*dict.fromkeys(name for _, name in sorted(stored) if name in read)]
 
 
 def _needed(cells: Sequence[NotebookNode]) -> Iterator[tuple[str, NotebookNode]]:
@@ -153,6 +171,7 @@ def chosen(asked: str) -> list[str]:
     """The notebooks that are asked for by name or by number, such as "00 05_sweep_t_prime". ValueError for others."""
     known = {path.stem: path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
     by = known | {name.partition("_")[0]: name for name in known}
+    by |= {number.lstrip("0"): name for number, name in by.items() if number.lstrip("0").isdecimal()}
     if unknown := [name for name in asked.split() if name not in by]:
         raise ValueError(f"NOTEBOOKS={asked}: no notebook {unknown[0]!r}: choose of {', '.join(known)}")
     return [by[name] for name in asked.split()] or [*known]

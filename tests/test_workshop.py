@@ -47,8 +47,17 @@ def test_both_sheets_run_to_the_end_and_the_student_s_holds_no_solution(lesson, 
     nbformat.validate(student)
     assert SECRET not in text and '"solution"' not in text and "Triple it" in text
     first, second = (cell.source for cell in student.cells if cell.source.startswith("# TODO"))
-    assert first.splitlines()[1:] == ["# assert tripled == (", "#     6", "# ), 'six'"]
-    assert second == "# TODO: your lines for exercise 2."
+    assert first.splitlines()[1:] == [
+        "# Call your results tripled: the check below reads them.",
+        "# Then remove the # from the check, and run the cell again:",
+        *("# assert tripled == (", "#     6", "# ), 'six'"),
+    ]
+    check = ["# Then remove the # from the check, and run the cell again:", "# assert i"]
+    assert second.splitlines() == [
+        "# TODO: your lines for exercise 2.",
+        "# Call your results i: the check below reads them.",
+        *check,
+    ]
     workshop.run_notebook(
         "05_sweep_t_prime", tmp_path / "done.ipynb", {"profile": "lesson"}, folder=tmp_path / "w" / "students"
     )
@@ -96,10 +105,10 @@ def test_notebooks_are_asked_for_by_name_or_by_number(lesson, monkeypatch, capsy
     lesson(sheet("assert 1"))
     lesson(sheet("assert 1"), "06_ensemble_size")
     assert workshop.chosen("") == ["05_sweep_t_prime", "06_ensemble_size"]
-    assert workshop.chosen("06 05_sweep_t_prime") == ["06_ensemble_size", "05_sweep_t_prime"]
-    monkeypatch.setenv("PDLIB_NOTEBOOKS", "06 5")
+    assert workshop.chosen("6 05_sweep_t_prime") == ["06_ensemble_size", "05_sweep_t_prime"]
+    monkeypatch.setenv("PDLIB_NOTEBOOKS", "06 55")
     assert workshop.main([]) == 2
-    assert "NOTEBOOKS=06 5: no notebook '5': choose of 05_sweep" in capsys.readouterr().err
+    assert "NOTEBOOKS=06 55: no notebook '55': choose of 05_sweep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
