@@ -31,6 +31,7 @@ OTHER_DOORS = {  # (file, function): why what it writes need not appear whole by
     ("pdlib/inference/outputs.py", "_try_to_write"): "tries whether there is room, and removes what it wrote",
     ("pdlib/book.py", "gather"): "copies into a folder that each build begins anew",
     ("pdlib/book.py", "_bring"): "copies into a folder that each build begins anew",
+    ("pdlib/study/held_out_heads.py", "write"): "`Quality.save`, which writes by the helper",
     ("pdlib/data/download.py", "_fetch_one"): "a temporary file of pooch, which gets its name when its SHA-1 is right",
 }
 

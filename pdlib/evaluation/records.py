@@ -37,6 +37,7 @@ COLUMNS = (
 )
 TEXT = ("method", "start", "rule", "subject", "site", "split", "metric", "unit")
 WHOLE = ("calls", "fold", "seed", "t_prime", "t_stop", "ensemble_size", "nfe")
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as Linux calls them
 OPTIONAL = {"start": "", "rule": "", "seconds": math.nan}
 OPTIONAL |= dict.fromkeys(("calls", "t_prime", "t_stop", "ensemble_size", "nfe"))
 SCORE = ("metric", "value", "unit")  # one column a metric on disk, where all scores of a subject by a row are a line
@@ -170,17 +171,13 @@ def stamp(
 
 
 def _processor() -> dict:
-    """The kind of CPU, and the widest vectors that torch computes with on it: others round differently."""
-    import torch  # tables are read, and figures drawn, without it
-
-    found = torch.cpu.get_capabilities()
-    vectors = {name: bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16")}
-    return {
-        "name": found.get("cpu_name", ""),
-        "architecture": platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        **vectors,
-    }
+    """The kind of CPU and which of VECTORS it has, as far as the system tells: others compute with other roundings."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.exists() else []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    has = {*told.get("flags", told.get("Features", "")).split()}
+    name = told.get("model name", platform.processor())
+    return {"name": name, "architecture": platform.machine(), "vectors": [one for one in VECTORS if one in has]}
 
 
 def data_fingerprint(paths: Iterable[str | os.PathLike]) -> str:

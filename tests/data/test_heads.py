@@ -155,7 +155,7 @@ def test_brain_extraction_leaves_something_of_what_lies_around_the_brain(maps):
     assert painted.flair[left & (posed.tissue > 0)].std() > 0.1, "and it is of many levels"
 
 
-def test_lesions_have_the_volumes_and_counts_of_patients_and_half_lies_beside_the_ventricles(tmp_path):
+def test_lesions_have_the_volumes_and_counts_of_patients(tmp_path):
     plan = recipe(pose=STILL, native_lesions={"share": 0.0})
     head = read_head(saved(tmp_path / "map.nii.gz", two_ventricles(heads.LEVEL_DEGREES)), plan)
     found = []
@@ -166,7 +166,6 @@ def test_lesions_have_the_volumes_and_counts_of_patients_and_half_lies_beside_th
     assert table.lesion_ml.iloc[0] == pytest.approx(1.8, rel=0.2) and table.lesion_ml.is_monotonic_increasing
     assert table.lesion_ml.median() == pytest.approx(14, rel=0.2), "more has no room in so small a head"
     assert 40 < table.lesions.median() < 120
-    assert 35 < table.near_ventricle_percent.mean() < 70
 
 
 def digest(folder):
