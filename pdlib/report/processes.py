@@ -135,7 +135,8 @@ def _draw_row(
         ax = frame.panel(figure, frame.x(t), row, f"t = {t}")
         ax.imshow(x_t[box], cmap="gray", vmin=clean[0] - margin, vmax=clean[1] + margin, aspect="auto")
     if process.preseg is not None:
-        ax = frame.panel(figure, EDGE + frame.width / 2, row, "pre-segmentation")
+        ax = frame.panel(figure, EDGE + frame.width / 2, row, "")
+        ax.set_title("pre-segmentation", fontsize=6, pad=2, loc="left")  # wider than its panel
         ax.imshow(process.preseg[box], cmap="gray", vmin=-MARGIN, vmax=1 + MARGIN, aspect="auto")
 
 
