@@ -72,7 +72,10 @@ def rows(place: Layout) -> str:
     columns = ["method", *(["n"] if table.n.nunique() > 1 else []), "dice", "nfe", "seconds"]
     kept = table[[*columns, *table.filter(regex="^dice_(low|high|undefined)$")]]
     whose = (place.figures / "table1.md").read_text(encoding="utf-8").partition("):")[0]
-    said = f"{whose}): some of its rows, with Dice and its interval, network calls a slice, and seconds a subject"
+    said = (
+        f"{whose}): some of its rows, with Dice and its interval, network calls a slice (members x levels visited, and "
+        f"one more for the start), and seconds a subject"
+    )
     return tables.table_markdown(kept, said)
 
 
@@ -137,7 +140,7 @@ def _verdict(claim: Mapping) -> str:
     difference, low, high = (f"{claim[key]:+#.2g}" for key in ("estimate", "estimate_low", "estimate_high"))
     text, _, score = claim["claim"].partition(": ")
     shown = f"{score}: {difference}" if score else difference
-    return f"*{claim['verdict'].capitalize()}* ({shown} [{low}, {high}]): {text}"
+    return f"{text[:1].upper()}{text[1:]}: *{claim['verdict']}* ({shown} [{low}, {high}])"
 
 
 def _minutes() -> dict[str, str]:

@@ -16,7 +16,7 @@ from pdlib.report.slices import _brain_box, _lesion_box, _show_image
 from pdlib.report.style import DOUBLE, PaperFigure, method_colour, paper_style
 from pdlib.report.titles import display_name
 
-EDGE, SIDE, GAP, WORDS = 0.12, 0.17, 0.03, 0.74  # inches: left of all, beside the chain, between panels, at a row's end
+EDGE, SIDE, GAP, WORDS = 0.12, 0.17, 0.03, 0.84  # inches: left of all, beside the chain, between panels, at a row's end
 MARGIN = 0.25  # of grey beyond a mask's 0 and 1, so that noise shows on both
 LABEL, RUG, AXIS = 0.34, 0.13, 0.42  # above a row, below it, below the last
 
@@ -151,7 +151,9 @@ def _show_ends(
     ax.imshow(reference, cmap="gray", vmin=-MARGIN, vmax=1 + MARGIN, aspect="auto")
     edge, middle = right + frame.width / 2 + 0.07, frame.y(row) + frame.height / 2
     words = {"x": edge / DOUBLE, "ha": "left", "va": "center"}
-    lines = (f"Dice {process.dice:.2f}", f"mean {process.mean_dice:.2f}", f"{process.calls:g} calls")
+    visited, begun = len(process.visited), process.preseg is not None
+    spent = f"{(process.calls - begun) / visited:g} × {visited}{' + 1' * begun} calls"  # members, levels, and the start
+    lines = (f"Dice {process.dice:.2f}", f"mean {process.mean_dice:.2f}", spent)
     for line, (up, look) in zip(lines, ((0.15, {"weight": "bold"}), (0, {"color": "0.35"}), (-0.15, {})), strict=True):
         size = {"fontsize": 8 if "weight" in look else 7, "color": method_colour(process.method)}
         figure.text(y=(middle + up) / frame.total, s=line, **words | size | look)

@@ -38,8 +38,8 @@ def test_a_question_is_answered_by_its_claims_and_verdicts(place):
         "Phantom, profile cpu. Of 3 claims, the papers' and ours, 1 held, 1 failed, 1 stayed undecided"
     )
     numbers = "-0.023 [-0.13, +0.050]"
-    assert f"1. **As good as the whole chain?** *Undecided* ({numbers}): PD-DDPM is not worse." in said
-    assert f"*Does not hold* (energy distance, its less ours: {numbers}): members are nearer." in said
+    assert f"1. **As good as the whole chain?** PD-DDPM is not worse: *undecided* ({numbers})." in said
+    assert f"Members are nearer: *does not hold* (energy distance, its less ours: {numbers})." in said
     assert "3. **What to use:** that." in said and "Matching" not in said and "TDPM" not in said
 
 
