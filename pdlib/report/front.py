@@ -133,14 +133,15 @@ def _tally(claims: pd.DataFrame) -> str:
 
 def _answer(claims: pd.DataFrame, wanted: Mapping[str, int]) -> str:
     parts = [claims[claims.number == number].head(most) for number, most in wanted.items()]
-    return "; ".join(map(_verdict, pd.concat(parts).to_dict("records"))) + "."
+    said = "; ".join(map(_verdict, pd.concat(parts).to_dict("records")))
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def _verdict(claim: Mapping) -> str:
     difference, low, high = (f"{claim[key]:+#.2g}" for key in ("estimate", "estimate_low", "estimate_high"))
     text, _, score = claim["claim"].partition(": ")
     shown = f"{score}: {difference}" if score else difference
-    return f"{text[:1].upper()}{text[1:]}: *{claim['verdict']}* ({shown} [{low}, {high}])"
+    return f"{text}: *{claim['verdict']}* ({shown} [{low}, {high}])"
 
 
 def _minutes() -> dict[str, str]:
