@@ -98,7 +98,10 @@ def _advice(table1: pd.DataFrame, agreement: pd.DataFrame, margin: float, interv
     )
     said = f"What to use: {display_name(cheapest)} ({calls[cheapest]:g} calls a slice)"
     if cheapest == best:
-        said += f", which has the highest mean Dice on the subjects of all rows ({means[best]:.3f}); no row with fewer calls is shown to be as good"
+        said += (
+            f", which has the highest mean Dice on the subjects of all rows ({means[best]:.3f}); no row with fewer "
+            f"calls is shown to be as good"
+        )
     else:
         said += (
             f" is shown to be worse by less than {margin:g} Dice, if at all, than the row with the highest mean, "

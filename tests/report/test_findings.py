@@ -75,7 +75,9 @@ def test_the_cheapest_row_that_is_shown_to_be_as_good_is_advised():
         "with the highest mean, PD-DDPM (0.700 at 16 calls)"
     )
     alone = told(scores=table1(refiner=-0.05, ddpm=0.05))[4]
-    assert alone.startswith("What to use: DDPM (45 calls a slice), which has the highest mean Dice on the subjects of all rows (0.750); no row")
+    assert alone.startswith(
+        "What to use: DDPM (45 calls a slice), which has the highest mean Dice on the subjects of all rows (0.750); no"
+    )
 
 
 def test_rows_on_fewer_subjects_are_ranked_on_the_subjects_of_all():
