@@ -55,16 +55,15 @@ class Sample(Stored):
         return [name for name in super().subjects(split) if self.only is None or name in self.only]
 
 
-def prepare(profile: Profile, out: str = "") -> Sample:
+def prepare(profile: Profile, own: Layout) -> None:
     """Write the subjects of a profile's confirmation, where they are missing, and deal them to its trainings.
 
-    ValueError: the profile has no confirmation; FileNotFoundError: its own run is not here.
+    own: where its run lies. ValueError: the profile has no confirmation; FileNotFoundError: that run is not here.
     """
     if profile.confirmation is None:
         raise ValueError(f"confirmation: profile {profile.name} has none")
-    own = place_of(profile, out)
     data = json.loads(own.cases.read_text(encoding="utf-8"))
-    place, root = Layout(own.runs / FOLDER, profile.name), own.runs / FOLDER / "phantom"
+    place, root = _place(own), own.runs / FOLDER / "phantom"
     preparation.write_drawn(root, FOLDER, profile, profile.confirmation.per_site, STREAM)
     made = pd.read_csv(root / FOLDER / phantom.TABLE_FILE)
     fresh = made.assign(subject=f"{FOLDER}/" + made.subject)[folds.COLUMNS]
@@ -79,12 +78,23 @@ def prepare(profile: Profile, out: str = "") -> Sample:
     fingerprint = records.data_fingerprint(path for one in cases for path in (one.flair, one.t1, one.wmh))
     records.write_table(place.folds, dealt, preparation.data_stamp(profile, fingerprint, phantom=True))
     write_whole(place.cases, json.dumps(data | {"root": str(root), "fingerprint": fingerprint}, indent=1))
-    run = Run.at(place, profile)
+
+
+def sample(profile: Profile, own: Layout) -> Sample:
+    """The run on the subjects that `prepare` has written."""
+    run = Run.at(_place(own), profile)
     return Sample(run.profile, run.place, run.data, run.compute, own.weights("denoiser_0").parent, own)
+
+
+def _place(own: Layout) -> Layout:
+    return Layout(own.runs / FOLDER, own.profile)
 
 
 def scores(run: Sample) -> dict[str, pd.DataFrame]:
     """Score rows of the test subjects of a sample, those that the ledger reads, by the name of their table."""
+    members, pair = run.profile.members, (CHAIN, "deep_ensemble")
+    pool = Row.of(run, CHAIN, members.pool)
+    rated = [Row.of(run, name) for name in pair if name in members.agreement_methods]
     whole = {"size": run.profile.truncation.ensemble_size, "stride": run.profile.truncation.stride, "calls": None}
     made = {
         "table1_scores": [
@@ -93,14 +103,9 @@ def scores(run: Sample) -> dict[str, pd.DataFrame]:
             if run.subjects(split := "test" if name in run.profile.confirmation.few else "key")
         ],
         "t_prime_scores": [scores_of(_sweep(run), "key")],
-        "ensemble_scores": [_draws(run, subject) for subject in run.subjects("test")],
+        "ensemble_scores": [_draws(pool, subject) for subject in run.subjects("test")],
         "preseg_scores": [scores_of(_starting(run), "key")],
-        "agreement_scores": [
-            _agreement(run, Row.of(run, name), subject)
-            for name in (CHAIN, "deep_ensemble")
-            if name in run.profile.members.agreement_methods
-            for subject in run.subjects("key")
-        ],
+        "agreement_scores": [_agreement(row, subject) for row in rated for subject in run.subjects("key")],
         "fewer_calls_scores": [fewer.fewer_scores(_few_calls(run), "key")],
         "truncation_scores": [Row.of(run, name, **whole).scores("key") for name in (CHAIN, "addpm")],
     }
@@ -120,10 +125,9 @@ def _sweep(run: Sample) -> list[Row]:
     return [whole if row.chain.t_prime == steps else row for row in rows]
 
 
-def _draws(run: Sample, subject: str) -> pd.DataFrame:
-    members, row = run.profile.members, Row.of(run, CHAIN, run.profile.members.pool)
-    pool = row.members(subject).values
-    return ensemble_draws(run, pool, subject, members.sizes, members.draws, split="test", **row.about)
+def _draws(row: Row, subject: str) -> pd.DataFrame:
+    settings, pool = row.run.profile.members, row.members(subject).values
+    return ensemble_draws(row.run, pool, subject, settings.sizes, settings.draws, split="test", **row.about)
 
 
 def _starting(run: Sample) -> list[Row]:
@@ -131,9 +135,9 @@ def _starting(run: Sample) -> list[Row]:
     return [chain.starting_from(source, start) for start, source in checkpoint_weights(run, picked).items()]
 
 
-def _agreement(run: Sample, row: Row, subject: str) -> pd.DataFrame:
-    bins = run.profile.members.calibration_bins
-    return agreement_rows(run, row.members(subject).values, subject, bins, split="test", **row.about)
+def _agreement(row: Row, subject: str) -> pd.DataFrame:
+    bins = row.run.profile.members.calibration_bins
+    return agreement_rows(row.run, row.members(subject).values, subject, bins, split="test", **row.about)
 
 
 def _few_calls(run: Sample) -> list[Row]:
@@ -155,7 +159,7 @@ def _of_folds(table: pd.DataFrame) -> pd.DataFrame:
 def _here(name: str, out: str) -> Sample:
     profile = load_profile(name)
     torch.set_num_threads(profile.machine.threads)
-    return prepare(profile, out)
+    return sample(profile, place_of(profile, out))
 
 
 def _part(name: str, out: str, subjects: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -168,7 +172,9 @@ def confirm(name: str, cores: int, out: str = "") -> dict[str, pd.DataFrame]:
     It can be stopped at any time: members that are sampled stay. The T' of C4 is the one that the run has chosen on its
     validation subjects, so their scores stand in the table as well.
     """
-    run = prepare(load_profile(name), out)
+    profile = load_profile(name)
+    prepare(profile, place_of(profile, out))
+    run = sample(profile, place_of(profile, out))
     subjects = run.subjects("key")
     parts = [subjects[first : first + TOGETHER] for first in range(0, len(subjects), TOGETHER)]
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:

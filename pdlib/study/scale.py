@@ -46,7 +46,7 @@ TRAININGS = (
     "16",
     "17",
     "18",
-)  # notebooks that train and then hold the network up to data
+)  # notebooks that train, and then hold the network up to data
 COUNTED = 64  # pixels along both sides of the image that operations are counted on
 HALF, SINGLE = 2, 4  # bytes
 VOLUME_BYTES = 2 * SINGLE + 3  # of a voxel that a job has read: two images, brain, reference, other pathology
