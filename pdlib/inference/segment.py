@@ -4,7 +4,7 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,11 @@ class Ready:
         where = find_device(device)
         trained, passed_over = find_trained(weights)
         return cls(trained, passed_over, trained.how(changes), where)
+
+    @property
+    def compute(self) -> Compute:
+        """How networks are run here."""
+        return Compute(self.device, steady_precision(self.device), self.trained.sampling["batch_size"])
 
     def fingerprint(self, inputs: Mapping[str, InputFile]) -> str:
         """What the result depends on, as the mask's header keeps it: the files, the networks, and how to sample."""
@@ -199,19 +204,22 @@ def find_device(name: str) -> torch.device:
     return choose_device(name)
 
 
+def presegment(ready: Ready, subject: Subject, progress: Callable[[int], object] = lambda calls: None) -> np.ndarray:
+    """The mask [Z, Y, X] bool that the chain starts from. progress: told the network calls made."""
+    segmenter = ready.trained.segmenter.build(ready.device, "segmenter")
+    return draw_member(segmenter, subject, 0, ready.compute, progress).values >= ready.sampling.preseg_threshold
+
+
 def _members(ready: Ready, subject: Subject) -> np.ndarray:
     """The ensemble's members [E, Z, Y, X] of the pre-segmentation's chain, in 0..1."""
-    trained, sampling, device = ready.trained, ready.sampling, ready.device
+    trained, sampling, compute = ready.trained, ready.sampling, ready.compute
     card = trained.denoiser.card
-    compute = Compute(device, steady_precision(device), trained.sampling["batch_size"])
-    denoiser = PreparedDenoiser(trained.denoiser.build(device, "denoiser"), card["t_max"], compute.precision)
-    segmenter = trained.segmenter.build(device, "segmenter")
+    denoiser = PreparedDenoiser(trained.denoiser.build(ready.device, "denoiser"), card["t_max"], compute.precision)
     calls, slices = len(sampling.chain.indices), int(subject.volume.brain.any(axis=(1, 2)).sum())
     with tqdm(total=slices * (1 + sampling.members * calls), unit="call", desc="network calls on slices") as bar:
-        drawn = draw_member(segmenter, subject, 0, compute, bar.update).values
-        preseg = drawn >= sampling.preseg_threshold
+        start = presegment(ready, subject, bar.update)
         sampler = Sampler(denoiser, build_diffusion(**card["diffusion"]), sampling.chain)
-        return sample_members(sampler, subject, preseg[None], range(sampling.members), compute, bar.update).values
+        return sample_members(sampler, subject, start[None], range(sampling.members), compute, bar.update).values
 
 
 def _write(folder: Path, result: Result, ready: Ready) -> None:

@@ -60,7 +60,7 @@ def found(place: Layout) -> str:
     answers = [f"**{question}** {_answer(claims, rows)}" for question, rows in QUESTIONS if {*rows} & {*claims.number}]
     for number in [MATCHING, ADVICE] if MATCHED in {*claims.number} else [ADVICE]:
         head, _, rest = sentences[number].partition(": ")
-        answers.append(f"**{head}:** {rest}")
+        answers.append(f"**{head}:** {rest.replace(f'{MATCHED}, ', '')}")
     listed = "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, start=1))
     return f"{whose}. {_tally(claims)}\n\n{listed}"
 
@@ -127,7 +127,8 @@ def _tally(claims: pd.DataFrame) -> str:
     return (
         f"Of {len(claims)} claims, the papers' and ours, {told}, which speaks neither for them nor against them "
         f"([the ledger](docs/results.md#the-ledger)); that one row beats another failed, too, where what it gains is "
-        f"too little to count. In brackets: a difference (of Dice, if not said), its interval."
+        f"too little to count. In brackets: a difference (of Dice, if not said), its interval. Energy distance: how far "
+        f"members lie from the masks of several raters, 0 where they are drawn alike."
     )
 
 

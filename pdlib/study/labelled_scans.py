@@ -1,0 +1,128 @@
+"""What `segment` is worth on scans that an expert has labelled: `python -m pdlib.study.labelled_scans FOLDER RESULTS`.
+
+Every case of the folder, in the challenge's layout, is segmented into RESULTS as `pdlib segment --folder` does it. Its
+mask is scored beside the pre-segmentation that its chain started from, and beside the FLAIR's best threshold, chosen
+with the reference in hand. The scores go into results/PROFILE/labelled.csv, a picture of each case into figures/PROFILE.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pdlib.data import wmh
+from pdlib.data.nifti import CaseError, read_array
+from pdlib.evaluation import metrics, records
+from pdlib.inference.batch import segment_folder
+from pdlib.inference.segment import FILES, Ready, presegment
+from pdlib.inference.volumes import Subject
+from pdlib.inference.working import to_training_voxels
+from pdlib.methods import CHAIN
+from pdlib.paths import ROOT, Layout, output_root
+from pdlib.report.slices import overlay_figure
+from pdlib.report.style import save_figure
+from pdlib.study.preparation import best_threshold, is_phantom
+
+THRESHOLD, START = "flair_threshold", "pre_segmentation"  # methods of the table, beside PD-DDPM
+SCORES = ("dice", "lesion_f1", "lesion_recall", "lesion_precision", "avd_percent", "hd95_mm")
+TABLE, COLUMNS = "labelled.csv", 6
+
+
+def scored(ready: Ready, cases: Sequence[wmh.Case], results: Path) -> pd.DataFrame:
+    """A row for each case and method: its SCORES and volumes; of PD-DDPM also what `segment` reported of itself.
+
+    results: where `segment_folder` has put its masks. CaseError, naming the file, for a case that cannot be read.
+    """
+    return pd.DataFrame([row for case in cases for row in _rows(ready, case, results / case.subject)])
+
+
+def _rows(ready: Ready, case: wmh.Case, result: Path) -> list[dict]:
+    volume = _read(ready, case)
+    labels = volume.mask + 2 * volume.ignore.astype(np.uint8)
+    masks = {THRESHOLD: best_threshold(volume), START: _start(ready, volume), CHAIN: _written(result, "mask")}
+    report = json.loads((result / FILES["report"]).read_text(encoding="utf-8"))
+    told = {CHAIN: _told(report)}
+    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
+    rows = []
+    for method, mask in masks.items():
+        found = metrics.score_volume(labels, mask, volume.spacing_mm)
+        about = {"subject": case.subject, "method": method, "reference_ml": volume.lesion_ml}
+        about |= {"lesion_ml": np.count_nonzero(mask) * voxel_ml, **told.get(method, {})}
+        rows.append(about | {name: found[name] for name in SCORES})
+    return rows
+
+
+def _read(ready: Ready, case: wmh.Case) -> wmh.Volume:
+    return wmh.read_case(case, clip_percentiles=tuple(ready.trained.data["clip_percentiles"]))
+
+
+def _start(ready: Ready, volume: wmh.Volume) -> np.ndarray:
+    trained = ready.trained
+    working = to_training_voxels(volume, trained.data, trained.sampling["voxel_tolerance"])
+    subject = Subject(working.volume, "", ready.sampling.seed, trained.data["multiple"])
+    return working.back(presegment(ready, subject)[None].astype(np.float32))[0] > 0.5
+
+
+def _written(result: Path, name: str) -> np.ndarray:
+    return read_array(result / FILES[name], name)[0]
+
+
+def _told(report: Mapping) -> dict:
+    score, cost = report["quality"], report["cost"]
+    told = {name: score[name] for name in ("predicted_dice", "do_not_trust")}
+    return told | {"seconds": cost["seconds"], "peak_memory_mb": cost["peak_memory_mb"]}
+
+
+def draw(ready: Ready, case: wmh.Case, result: Path, figures: Path) -> None:
+    """A case's picture into a folder: FLAIR, the mask beside the reference, the members' variance."""
+    volume = _read(ready, case)
+    mask, variance = _written(result, "mask"), _written(result, "uncertainty")
+    figure = overlay_figure(
+        volume.image, volume.mask, mask, variance, spacing_mm=volume.spacing_mm, columns=COLUMNS, note=""
+    )
+    save_figure(figure, figures / f"labelled_{case.subject.replace('/', '_')}")
+
+
+def write(ready: Ready, root: Path, results: Path, out: Path) -> pd.DataFrame:
+    """Segment, score and draw every labelled case below root; see the module for where things go.
+
+    ValueError or OSError, naming the file, for what cannot be used.
+    """
+    cases = [case for case in wmh.find_cases(root) if case.wmh.exists()]
+    failed = [one for one in segment_folder(ready, root, results) if one.status == "failed"]
+    if failed:
+        raise CaseError.of(failed[0].case, failed[0].about)
+    rows = scored(ready, cases, results)
+    trained = ready.trained
+    place = Layout(out, trained.profile or trained.folder.name)
+    fingerprint = records.data_fingerprint(path for one in cases for path in (one.flair, one.t1, one.wmh))
+    about = {"seed": ready.sampling.seed, "data_fingerprint": fingerprint, "phantom": is_phantom(root)}
+    stamp = records.stamp(root=ROOT, device=str(ready.device), profile=place.profile, **about)
+    kept = records.write_table(place.results / TABLE, rows, stamp | {"networks": trained.digests})
+    for case in cases:
+        draw(ready, case, results / case.subject, place.figures)
+    return kept
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Segment, score, draw, and print the scores; what cannot be done is told on stderr, and code 2."""
+    parser = argparse.ArgumentParser(prog="python -m pdlib.study.labelled_scans", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="cases in the challenge's layout")
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="for the masks")
+    parser.add_argument("--weights", help="a profile's name or a folder (default: as `pdlib segment`)")
+    given = parser.parse_args(arguments)
+    try:
+        rows = write(Ready.of(given.weights), given.folder, given.results, output_root())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(rows.round(3).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
