@@ -127,8 +127,8 @@ def _tally(claims: pd.DataFrame) -> str:
     return (
         f"Of {len(claims)} claims, the papers' and ours, {told}, which speaks neither for them nor against them "
         f"([the ledger](docs/results.md#the-ledger)); that one row beats another failed, too, where what it gains is "
-        f"too little to count. In brackets: a difference (of Dice, if not said), its interval. Energy distance: how far "
-        f"members lie from the masks of several raters, 0 where they are drawn alike."
+        f"too little to count. In brackets: a difference (of Dice, if not said), its interval. Energy distance: how "
+        f"far members lie from the masks of several raters, 0 where they are drawn alike."
     )
 
 

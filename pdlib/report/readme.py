@@ -22,7 +22,7 @@ from pdlib.paths import (
     output_root,
     write_whole,
 )
-from pdlib.report import front, scale, tables
+from pdlib.report import front, scale, scan, tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
 TABLES = {  # of figures/: their headings; the paper's own numbers follow the first and the third
@@ -68,6 +68,7 @@ def parts(place: Layout) -> dict[Path, dict[str, str]]:
         DOCS / "results.md": {"results": numbers(place), "pictures": pictures(place)},
         DOCS / "teaching.md": {"times": front.times()},
         DOCS / "scale.md": scale.parts(SCALE),
+        DOCS / "scan.md": scan.parts(Layout(place.out, "scan")),
         DOCS / "speed.md": {"steps": "\n\n".join(speeds(place)), "threads": threads()},
     }
 

@@ -44,6 +44,7 @@ FORMATS = {
     "faster": ".2f",
     "error": ".1e",
     "share_of_matmul": ".0%",
+    "peak_memory_mb": ".0f",
 }  # else .3f
 PARTS = ("_low", "_high", "_undefined", "_difference", "_p", "_holm", "_n", "_median", "_missed", "_rest")  # of a score
 

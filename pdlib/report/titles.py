@@ -70,6 +70,11 @@ NAMES = {
     "faster": "Times as fast",
     "error": "Error",
     "share_of_matmul": "Of the bfloat16 matmul rate",
+    "subject": "Case",
+    "lesion_ml": "Lesions (ml)",
+    "reference_ml": "The expert's (ml)",
+    "predicted_dice": "Predicted Dice",
+    "peak_memory_mb": "Memory (MB)",
 }
 
 

@@ -1,8 +1,8 @@
-"""What `segment` is worth on scans that an expert has labelled: `python -m pdlib.study.labelled_scans FOLDER RESULTS`.
+"""What `segment` is worth on scans with an expert's labels: `python -m pdlib.study.labelled_scans FOLDER RESULTS`.
 
 Every case of the folder, in the challenge's layout, is segmented into RESULTS as `pdlib segment --folder` does it. Its
 mask is scored beside the pre-segmentation that its chain started from, and beside the FLAIR's best threshold, chosen
-with the reference in hand. The scores go into results/PROFILE/labelled.csv, a picture of each case into figures/PROFILE.
+with the reference in hand. Scores go into results/PROFILE/labelled.csv, a picture of each case into figures/PROFILE.
 """
 
 import argparse
