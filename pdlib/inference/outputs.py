@@ -1,6 +1,8 @@
 """The files of one result: they replace no input, they are known to fit before the work, and all appear or none."""
 
 import errno
+import getpass
+import hashlib
 import os
 import shutil
 import tempfile
@@ -8,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from pdlib.paths import alone
 
 _BLOCK_BYTES = 2**20
 
@@ -53,8 +57,21 @@ class Outputs:
         """A temporary folder for the block to write the files into; at the block's end they move to `folder`, all.
 
         Before the block, `room` bytes are written there for a test. When anything fails, no new file stays, and those
-        of an earlier result are as they were. Every OSError names the folder, or the file in it.
+        of an earlier result are as they were. Every OSError names the folder, or the file in it. While another process
+        of this machine writes a result there, this one says so and waits.
         """
+        with alone(self._lock, f"segment into {self.folder}"):
+            with self._written(room) as temporary:
+                yield temporary
+
+    @property
+    def _lock(self) -> Path:
+        """A file for all that write into the folder: not in it, which is the user's, and may not even be there yet."""
+        name = hashlib.sha256(os.path.realpath(self.folder).encode(errors="surrogateescape")).hexdigest()
+        return Path(tempfile.gettempdir()) / f"pdlib-{getattr(os, 'getuid', getpass.getuser)()}" / f"{name[:32]}.lock"
+
+    @contextmanager
+    def _written(self, room: int) -> Iterator[Path]:
         made = [one for one in (self.folder, *self.folder.parents) if not os.path.lexists(one)]
         temporary = None
         try:

@@ -3,7 +3,9 @@
 import errno
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -188,6 +190,28 @@ def test_a_write_that_fails_names_the_file_not_the_temporary_one(tmp_path):
     with pytest.raises(OSError) as caught, outputs(tmp_path / "out").written(room=10) as temporary:
         raise OSError(errno.ENOSPC, "No space left on device", str(temporary / NAMES[1]))
     assert caught.value.filename == str(tmp_path / "out" / NAMES[1])
+
+
+def test_two_results_for_one_folder_do_not_mix(tmp_path, capsys):
+    begun, go_on = Event(), Event()
+
+    def write(folder: Path, text: str, wait: bool) -> None:
+        with outputs(folder).written(room=10) as temporary:
+            begun.set()
+            assert not wait or go_on.wait(60)
+            fill(temporary, text)
+
+    (tmp_path / "link").symlink_to(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(write, tmp_path / "out", "first", True)
+        assert begun.wait(60)
+        begun.clear()
+        second = pool.submit(write, tmp_path / "link" / "out", "second", False)
+        assert not begun.wait(1) and not second.done()
+        go_on.set()
+        first.result(60), second.result(60)
+    assert contents(tmp_path / "out") == dict.fromkeys(NAMES, "second")
+    assert f"waiting for segment into {tmp_path / 'out'} (process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_an_error_about_another_file_keeps_its_name(tmp_path):
