@@ -42,6 +42,7 @@ IMAGES = {  # figures that no table holds, as patterns of their names: what they
     "agreement": "risks over the members' voxels",
     "tdpm_states": "a subject's slices",
     "noise_level": "levels read off a subject's slices",
+    "labelled_*": "a patient's slices",
     "training/*_masks": "a subject's slices",
     "training/*_mismatch": "a subject's slices",
     "training/*_states": "a subject's slices",
