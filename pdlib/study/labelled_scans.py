@@ -98,7 +98,7 @@ def write(ready: Ready, root: Path, results: Path, out: Path) -> pd.DataFrame:
         raise CaseError.of(failed[0].case, failed[0].about)
     rows = scored(ready, cases, results)
     trained = ready.trained
-    place = Layout(out, trained.profile or trained.folder.name)
+    place = Layout(out, trained.of_profile or trained.folder.name)
     fingerprint = records.data_fingerprint(path for one in cases for path in (one.flair, one.t1, one.wmh))
     about = {"seed": ready.sampling.seed, "data_fingerprint": fingerprint, "phantom": is_phantom(root)}
     stamp = records.stamp(root=ROOT, device=str(ready.device), profile=place.profile, **about)
