@@ -6,9 +6,11 @@ with the reference in hand. Scores go into results/PROFILE/labelled.csv, a pictu
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +24,13 @@ from pdlib.inference.segment import FILES, Ready, presegment
 from pdlib.inference.volumes import Subject
 from pdlib.inference.working import to_training_voxels
 from pdlib.methods import CHAIN
-from pdlib.paths import ROOT, Layout, output_root
+from pdlib.paths import ROOT, Layout, output_root, write_whole
 from pdlib.report.slices import overlay_figure
-from pdlib.report.style import save_figure
 from pdlib.study.preparation import best_threshold, is_phantom
 
 THRESHOLD, START = "flair_threshold", "pre_segmentation"  # methods of the table, beside PD-DDPM
 SCORES = ("dice", "lesion_f1", "lesion_recall", "lesion_precision", "avd_percent", "hd95_mm")
-TABLE, COLUMNS = "labelled.csv", 6
+TABLE, COLUMNS, DPI = "labelled.csv", 6, 130
 
 
 def scored(ready: Ready, cases: Sequence[wmh.Case], results: Path) -> pd.DataFrame:
@@ -43,7 +44,8 @@ def scored(ready: Ready, cases: Sequence[wmh.Case], results: Path) -> pd.DataFra
 def _rows(ready: Ready, case: wmh.Case, result: Path) -> list[dict]:
     volume = _read(ready, case)
     labels = volume.mask + 2 * volume.ignore.astype(np.uint8)
-    masks = {THRESHOLD: best_threshold(volume), START: _start(ready, volume), CHAIN: _written(result, "mask")}
+    raw = replace(volume, image=read_array(case.flair, "FLAIR")[0][None])  # the networks' is clipped
+    masks = {THRESHOLD: best_threshold(raw), START: _start(ready, volume), CHAIN: _written(result, "mask")}
     report = json.loads((result / FILES["report"]).read_text(encoding="utf-8"))
     told = {CHAIN: _told(report)}
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
@@ -84,7 +86,9 @@ def draw(ready: Ready, case: wmh.Case, result: Path, figures: Path) -> None:
     figure = overlay_figure(
         volume.image, volume.mask, mask, variance, spacing_mm=volume.spacing_mm, columns=COLUMNS, note=""
     )
-    save_figure(figure, figures / f"labelled_{case.subject.replace('/', '_')}")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    write_whole(figures / f"labelled_{case.subject.replace('/', '_')}.png", drawn.getvalue())
 
 
 def write(ready: Ready, root: Path, results: Path, out: Path) -> pd.DataFrame:
