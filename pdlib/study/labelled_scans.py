@@ -30,7 +30,7 @@ from pdlib.study.preparation import best_threshold, is_phantom
 
 THRESHOLD, START = "flair_threshold", "pre_segmentation"  # methods of the table, beside PD-DDPM
 SCORES = ("dice", "lesion_f1", "lesion_recall", "lesion_precision", "avd_percent", "hd95_mm")
-TABLE, COLUMNS, DPI = "labelled.csv", 6, 130
+TABLE, COLUMNS, DPI = "labelled.csv", 6, 100
 
 
 def scored(ready: Ready, cases: Sequence[wmh.Case], results: Path) -> pd.DataFrame:
