@@ -1,7 +1,7 @@
 """FLAIR and T1 painted on a head (`data.heads`): a level for each tissue, smooth fields, rims, halos and lesions.
 
-As SynthSeg does it (Billot et al. 2023, Medical Image Analysis 86, 102789), but for the half of the heads whose levels
-keep to those of FLAIR and T1. Arrays are [Z, Y, X] float32 at 1 mm.
+As SynthSeg does it (Billot et al. 2023, Medical Image Analysis 86, 102789), but for the heads whose levels keep to
+those of FLAIR and T1: a share of them that the recipe names. Arrays are [Z, Y, X] float32 at 1 mm.
 """
 
 from dataclasses import dataclass

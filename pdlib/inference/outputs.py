@@ -60,9 +60,8 @@ class Outputs:
         of an earlier result are as they were. Every OSError names the folder, or the file in it. While another process
         of this machine writes a result there, this one says so and waits.
         """
-        with alone(self._lock, f"segment into {self.folder}"):
-            with self._written(room) as temporary:
-                yield temporary
+        with alone(self._lock, f"segment into {self.folder}"), self._written(room) as temporary:
+            yield temporary
 
     @property
     def _lock(self) -> Path:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pdlib.diffusion.sampler import Sampler, build_diffusion
 from pdlib.evaluation.quality import Origin, agreement, image_statistics
 from pdlib.inference.outputs import Outputs
 from pdlib.inference.precision import Compute, choose_device, steady_precision
+from pdlib.inference.slices import OnBatch, silent
 from pdlib.inference.summary import (
     REPORT,
     Cost,
@@ -204,10 +205,10 @@ def find_device(name: str) -> torch.device:
     return choose_device(name)
 
 
-def presegment(ready: Ready, subject: Subject, progress: Callable[[int], object] = lambda calls: None) -> np.ndarray:
-    """The mask [Z, Y, X] bool that the chain starts from. progress: told the network calls made."""
+def presegment(ready: Ready, subject: Subject, on_batch: OnBatch = silent) -> np.ndarray:
+    """The mask [Z, Y, X] bool that the chain starts from."""
     segmenter = ready.trained.segmenter.build(ready.device, "segmenter")
-    return draw_member(segmenter, subject, 0, ready.compute, progress).values >= ready.sampling.preseg_threshold
+    return draw_member(segmenter, subject, 0, ready.compute, on_batch).values >= ready.sampling.preseg_threshold
 
 
 def _members(ready: Ready, subject: Subject) -> np.ndarray:

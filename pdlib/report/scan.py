@@ -3,12 +3,12 @@
 import pandas as pd
 
 from pdlib.evaluation import records
-from pdlib.methods import CHAIN
 from pdlib.paths import Layout
 from pdlib.report import tables
 from pdlib.report.titles import display_name
 
-TITLES = {"flair_threshold": "Best threshold on FLAIR", "pre_segmentation": "Its start", CHAIN: "PD-DDPM"}
+THRESHOLD, START = "flair_threshold", "pre_segmentation"  # methods of the tables, beside PD-DDPM
+TITLES = {THRESHOLD: "Best threshold on FLAIR", START: "Its start"}
 SCORES = ("dice", "lesion_f1", "lesion_recall", "lesion_precision", "avd_percent")
 CITED = "Lesjak et al. 2018, CC BY"  # of the patients in the pictures
 HEADS, LABELLED = "heads.csv", "labelled.csv"  # of results/
@@ -33,25 +33,30 @@ def heads(place: Layout) -> str:
 
 
 def patients(place: Layout) -> str:
-    """Labelled scans, one by one, with what `segment` said of itself and what it took."""
+    """Labelled scans, one by one, with what `segment` said of itself, where it could, and what it took."""
     rows = records.read_table(place.results / LABELLED)
     said = (
-        "Each patient: the mask that `segment` wrote, beside the best threshold and the chain's own start. Predicted "
-        "Dice is the quality score of report.json, seconds and memory are the whole command's"
+        "Each patient: the mask that `segment` wrote, beside the best threshold and the chain's own start; seconds and "
+        "memory are the whole command's"
     )
     wanted = ["subject", "method", "lesion_ml", "reference_ml", *SCORES, "predicted_dice", "seconds", "peak_memory_mb"]
-    return _table(rows[wanted], said)
+    return _table(rows[wanted].dropna(axis="columns", how="all"), said)
 
 
 def pictures(place: Layout) -> str:
-    """The picture of each labelled scan."""
-    found = sorted(place.figures.glob("labelled_*.png"))
-    return "\n\n".join(f"![{_said(path.stem)}](../figures/{place.profile}/{path.name})" for path in found)
+    """The picture of each labelled scan, and below it whose it is."""
+    shown = records.read_table(place.results / LABELLED).subject.unique()
+    told = ((_said(subject), f"../figures/{place.profile}/{picture_name(subject)}") for subject in shown)
+    return "\n\n".join(f"![{said}]({path})\n\n{said}" for said, path in told)
 
 
-def _said(stem: str) -> str:
-    name = stem.removeprefix("labelled_").replace("_", "/")
-    return f"{name}: FLAIR, mask beside the expert's, members' variance ({CITED})"
+def picture_name(subject: str) -> str:
+    """The file of a labelled scan's picture, in figures/."""
+    return f"labelled_{subject.replace('/', '_')}.png"
+
+
+def _said(subject: str) -> str:
+    return f"{subject}: FLAIR, mask beside the expert's, members' variance ({CITED})"
 
 
 def _table(rows: pd.DataFrame, caption: str) -> str:

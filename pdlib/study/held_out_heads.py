@@ -17,13 +17,13 @@ from pdlib.evaluation import metrics, quality, records
 from pdlib.graph import place_of
 from pdlib.methods import CHAIN
 from pdlib.profiles import load_profile
+from pdlib.report.scan import THRESHOLD
 from pdlib.study.committed import Stored
 from pdlib.study.comparison import Row
 from pdlib.study.preparation import best_threshold
 from pdlib.study.rows import ensemble_of
 from pdlib.study.run import Run
 
-THRESHOLD = "flair_threshold"  # a method of the table: each head's own best, chosen with its reference in hand
 SPLITS = ("validation", "test")
 FOLDS = 5  # of the quality's cross-validation
 

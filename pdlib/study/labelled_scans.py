@@ -6,7 +6,6 @@ with the reference in hand. Scores go into results/PROFILE/labelled.csv, a pictu
 """
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,42 +23,31 @@ from pdlib.inference.segment import FILES, Ready, presegment
 from pdlib.inference.volumes import Subject
 from pdlib.inference.working import to_training_voxels
 from pdlib.methods import CHAIN
-from pdlib.paths import ROOT, Layout, output_root, write_whole
+from pdlib.paths import ROOT, Layout, output_root, replacing
+from pdlib.report.scan import LABELLED, SCORES, START, THRESHOLD, picture_name
 from pdlib.report.slices import overlay_figure
 from pdlib.study.preparation import best_threshold, is_phantom
 
-THRESHOLD, START = "flair_threshold", "pre_segmentation"  # methods of the table, beside PD-DDPM
-SCORES = ("dice", "lesion_f1", "lesion_recall", "lesion_precision", "avd_percent", "hd95_mm")
-TABLE, COLUMNS, DPI = "labelled.csv", 6, 100
+COLUMNS, DPI = 6, 100  # of a picture
 
 
-def scored(ready: Ready, cases: Sequence[wmh.Case], results: Path) -> pd.DataFrame:
-    """A row for each case and method: its SCORES and volumes; of PD-DDPM also what `segment` reported of itself.
+def scored(ready: Ready, case: wmh.Case, volume: wmh.Volume, result: Path) -> list[dict]:
+    """A row for each method: its scores and volumes; of PD-DDPM also what `segment` reported of itself.
 
-    results: where `segment_folder` has put its masks. CaseError, naming the file, for a case that cannot be read.
+    volume: the case as it was read; result: where `segment_folder` has put its mask.
     """
-    return pd.DataFrame([row for case in cases for row in _rows(ready, case, results / case.subject)])
-
-
-def _rows(ready: Ready, case: wmh.Case, result: Path) -> list[dict]:
-    volume = _read(ready, case)
     labels = volume.mask + 2 * volume.ignore.astype(np.uint8)
     raw = replace(volume, image=read_array(case.flair, "FLAIR")[0][None])  # the networks' is clipped
     masks = {THRESHOLD: best_threshold(raw), START: _start(ready, volume), CHAIN: _written(result, "mask")}
-    report = json.loads((result / FILES["report"]).read_text(encoding="utf-8"))
-    told = {CHAIN: _told(report)}
+    told = {CHAIN: _told(json.loads((result / FILES["report"]).read_text(encoding="utf-8")))}
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     rows = []
     for method, mask in masks.items():
         found = metrics.score_volume(labels, mask, volume.spacing_mm)
         about = {"subject": case.subject, "method": method, "reference_ml": volume.lesion_ml}
         about |= {"lesion_ml": np.count_nonzero(mask) * voxel_ml, **told.get(method, {})}
-        rows.append(about | {name: found[name] for name in SCORES})
+        rows.append(about | {name: found[name] for name in (*SCORES, "hd95_mm")})
     return rows
-
-
-def _read(ready: Ready, case: wmh.Case) -> wmh.Volume:
-    return wmh.read_case(case, clip_percentiles=tuple(ready.trained.data["clip_percentiles"]))
 
 
 def _start(ready: Ready, volume: wmh.Volume) -> np.ndarray:
@@ -79,16 +67,14 @@ def _told(report: Mapping) -> dict:
     return told | {"seconds": cost["seconds"], "peak_memory_mb": cost["peak_memory_mb"]}
 
 
-def draw(ready: Ready, case: wmh.Case, result: Path, figures: Path) -> None:
-    """A case's picture into a folder: FLAIR, the mask beside the reference, the members' variance."""
-    volume = _read(ready, case)
+def draw(volume: wmh.Volume, result: Path, path: Path) -> None:
+    """A case's picture (PNG): FLAIR, the mask beside the reference, the members' variance."""
     mask, variance = _written(result, "mask"), _written(result, "uncertainty")
     figure = overlay_figure(
         volume.image, volume.mask, mask, variance, spacing_mm=volume.spacing_mm, columns=COLUMNS, note=""
     )
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    write_whole(figures / f"labelled_{case.subject.replace('/', '_')}.png", drawn.getvalue())
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", dpi=DPI)
 
 
 def write(ready: Ready, root: Path, results: Path, out: Path) -> pd.DataFrame:
@@ -97,19 +83,21 @@ def write(ready: Ready, root: Path, results: Path, out: Path) -> pd.DataFrame:
     ValueError or OSError, naming the file, for what cannot be used.
     """
     cases = [case for case in wmh.find_cases(root) if case.wmh.exists()]
+    if not cases:
+        raise CaseError.of(root, "no labelled case (no folder here or below holds wmh.nii.gz)")
     failed = [one for one in segment_folder(ready, root, results) if one.status == "failed"]
     if failed:
         raise CaseError.of(failed[0].case, failed[0].about)
-    rows = scored(ready, cases, results)
-    trained = ready.trained
+    trained, rows = ready.trained, []
     place = Layout(out, trained.of_profile or trained.folder.name)
     fingerprint = records.data_fingerprint(path for one in cases for path in (one.flair, one.t1, one.wmh))
     about = {"seed": ready.sampling.seed, "data_fingerprint": fingerprint, "phantom": is_phantom(root)}
     stamp = records.stamp(root=ROOT, device=str(ready.device), profile=place.profile, **about)
-    kept = records.write_table(place.results / TABLE, rows, stamp | {"networks": trained.digests})
     for case in cases:
-        draw(ready, case, results / case.subject, place.figures)
-    return kept
+        volume = wmh.read_case(case, clip_percentiles=tuple(trained.data["clip_percentiles"]))
+        rows += scored(ready, case, volume, results / case.subject)
+        draw(volume, results / case.subject, place.figures / picture_name(case.subject))
+    return records.write_table(place.results / LABELLED, pd.DataFrame(rows), stamp | {"networks": trained.digests})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ import pytest
 
 from pdlib.evaluation import records
 from pdlib.methods import CHAIN
+from pdlib.report.scan import LABELLED, START, THRESHOLD
 from pdlib.study import labelled_scans
-from pdlib.study.labelled_scans import START, TABLE, THRESHOLD
 
 
 def dice(mask: np.ndarray, reference: np.ndarray) -> float:
@@ -21,7 +21,7 @@ def test_each_case_is_scored_by_its_written_mask_and_beside_its_best_threshold(n
     monkeypatch.setenv("PDLIB_OUT", str(tmp_path / "out"))
     root, results = Path(networks.run.data["root"]), tmp_path / "results"
     assert labelled_scans.main([str(root), str(results), "--weights", str(networks.weights)]) == 0
-    (path,) = (tmp_path / "out").rglob(TABLE)
+    (path,) = (tmp_path / "out").rglob(LABELLED)
     rows, stamp = records.read_table(path), records.read_stamp(path)
     assert len(rows) == 9 * 3 and {*rows.method} == {THRESHOLD, START, CHAIN} and "denoiser_0" in stamp["networks"]
     for subject, own in rows.groupby("subject"):
