@@ -36,8 +36,8 @@ def patients(place: Layout) -> str:
     """Labelled scans, one by one, with what `segment` said of itself, where it could, and what it took."""
     rows = records.read_table(place.results / LABELLED)
     said = (
-        "Each patient: the mask that `segment` wrote, beside the best threshold and the chain's own start; seconds and "
-        "memory are the whole command's"
+        "Each patient: the mask that `segment` wrote, beside the best threshold and the chain's own start. Predicted "
+        "Dice is the quality score of report.json; seconds and memory are the whole command's"
     )
     wanted = ["subject", "method", "lesion_ml", "reference_ml", *SCORES, "predicted_dice", "seconds", "peak_memory_mb"]
     return _table(rows[wanted].dropna(axis="columns", how="all"), said)
