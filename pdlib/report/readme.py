@@ -22,7 +22,7 @@ from pdlib.paths import (
     output_root,
     write_whole,
 )
-from pdlib.report import front, scale, scan, tables
+from pdlib.report import asides, front, scale, scan, tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
 TABLES = {  # of figures/: their headings; the paper's own numbers follow the first and the third
@@ -96,7 +96,9 @@ def numbers(place: Layout) -> str:
     sections = ["## What was found", found, _provenance(place), "## The ledger", claims, _verdicts(place)]
     for name, title in TABLES.items():
         if (place.figures / f"{name}.md").exists():
-            sections += [f"## {title}", _brief(place, name), _printed(name)]
+            sections += [f"## {title}", _brief(place, name), asides.aside(place, name), _printed(name)]
+    if training := asides.trained(place):
+        sections += ["## What was trained", training]
     return "\n\n".join(section.strip() for section in sections if section)
 
 

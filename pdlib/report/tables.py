@@ -39,6 +39,7 @@ FORMATS = {
     "dice_disc_holm": ".2g",
     "estimate": "+.3g",
     "corrected_p": ".2g",
+    "gain_p": ".2g",
     "decides_at": ".0f",
     "milliseconds": ".3g",
     "faster": ".2f",

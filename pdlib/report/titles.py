@@ -61,6 +61,7 @@ NAMES = {
     "claim": "What is claimed",
     "estimate": "Difference",
     "corrected_p": "p (Holm)",
+    "gain_p": "p, gain",
     "verdict": "Verdict",
     "decides_at": "Subjects that would decide",
     "shown": "Shown in",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pdlib.evaluation import records
-from pdlib.evaluation.stats import holm, mean_interval, paired_comparison, subjects_needed
+from pdlib.evaluation.stats import holm, mean_interval, paired_comparison, signed_rank_sum, subjects_needed
 from pdlib.methods import CHAIN
 from pdlib.paths import Layout
 from pdlib.report.titles import Row
@@ -76,8 +76,12 @@ def read_scores(place: Layout) -> Scores:
 
 
 def confirmed(place: Layout) -> bool:
-    """Whether the subjects that the ledger alone is read from were tested."""
-    return all((place.confirmation / f"{name}.csv").exists() for name in TABLES)
+    """Whether the ledger has subjects of its own, tested by the networks that made the place's scores."""
+    paths = [place.confirmation / f"{name}.csv" for name in TABLES]
+    if not all(path.exists() for path in paths):
+        return False
+    own = records.read_stamp(place.results / "table1_scores.csv")["git"]
+    return all(records.read_stamp(path).get("networks") == own for path in paths)
 
 
 def judged_on(run: Run, scores: Scores) -> str:
@@ -96,8 +100,8 @@ def caption(whose: str, statistics: Statistics) -> str:
         f"trainings and subjects, of Dice if not said otherwise (rows trained once, as TDPM, ADDPM's last network and "
         f"the refiner, add no spread of trainings); p by Wilcoxon, corrected by Holm; not worse: by less than "
         f"{statistics.margin:g}; that a row beats another does not hold either where a gain of {statistics.gain:g} is "
-        f"excluded. The subjects that would decide an undecided row show the effect seen at "
-        f"{statistics.power:.0%} power, in one test alone"
+        f"excluded, with a p of its own. The subjects that would decide an undecided row show the effect seen at "
+        f"{statistics.power:.0%} power, in one test alone, if trainings did not differ"
     )
 
 
@@ -110,16 +114,18 @@ def chosen_t_primes(scores: pd.DataFrame) -> pd.Series:
 def ledger(
     tables: Scores, *, presegmenter: str, few_calls: int, statistics: Statistics, interval: Mapping[str, float]
 ) -> pd.DataFrame:
-    """A row a claim: number, claim, estimate with _low, _high, _undefined, corrected_p, n, verdict, decides_at, shown.
+    """A row a claim: number, claim, estimate with _low, _high, _undefined, corrected_p, gain_p, n, verdict, decides_at
+    and shown.
 
     An estimate is a mean paired difference over the test subjects of both rows, of Dice if the claim does not name
     another score, with its hierarchical bootstrap interval. A claim of more is held against 0, one of "not worse"
-    against -margin: it holds where the whole interval lies above that bound and so does Wilcoxon's test after Holm's
-    correction over the ledger, and does not hold where both lie below it. A claim that one row beats another does not
-    hold either where both lie below `statistics.gain`, by a test and a correction of their own: what it brings, if
-    anything, is too little. All else is undecided, as is "not worse" where no calls were saved. decides_at: of an
-    undecided row, the subjects at which its estimate would be shown to differ from the bound (`stats.subjects_needed`,
-    one test alone), infinite beyond TOO_MANY.
+    against -margin: it holds where the whole interval lies above that bound and Wilcoxon's test, after Holm's
+    correction over the ledger, leans to that side as well, and does not hold where both lie below it. A claim that one
+    row beats another does not hold either where both lie below `statistics.gain`, by a test (gain_p) and a correction
+    of their own: what it brings, if anything, is too little. All else is undecided, as is "not worse" where no calls
+    were saved. decides_at: of an undecided row, the subjects at which its estimate would be shown to differ from the
+    bound or, of a claim that one row beats another, to lie below the gain, whichever are fewer
+    (`stats.subjects_needed`: one test alone, and trainings that do not differ), infinite beyond TOO_MANY.
     """
     how = {"presegmenter": presegmenter, "few_calls": few_calls, "margin": statistics.margin}
     table1 = tables["table1_scores"]
@@ -145,22 +151,30 @@ def registered(tables: Scores, *, presegmenter: str, few_calls: int, margin: flo
     ]
 
 
+def held_against(claims: Sequence[Claim], statistics: Statistics) -> tuple[list[float], list[float]]:
+    """The bound of each claim, and the gain whose exclusion refutes it, NaN for one that does not say "beats"."""
+    return [one.bound for one in claims], [statistics.gain if one.beats else math.nan for one in claims]
+
+
 def _judged(
     claims: Sequence[Claim], trained: pd.Series, statistics: Statistics, interval: Mapping[str, float]
 ) -> pd.DataFrame:
     """Estimates, corrected tests and verdicts, one row a claim. trained: the training that tested each subject."""
     means = [mean_interval(one.difference, **interval, groups=trained.loc[one.difference.index]) for one in claims]
-    against_bound = holm([_p_value(one, one.bound, interval) for one in claims])
-    against_gain = holm([_p_value(one, statistics.gain, interval) if one.beats else math.nan for one in claims])
+    against_bound, against_gain = (
+        holm([_p_value(one, value, interval) for one, value in zip(claims, values, strict=True)])
+        for values in held_against(claims, statistics)
+    )
     found, alpha = [], 1 - statistics.confidence
     for claim, mean, p_value, p_gain in zip(claims, means, against_bound, against_gain, strict=True):
-        verdict = _verdict(mean["low"], mean["high"], claim.bound) if claim.cheaper and p_value < alpha else OPEN
-        if verdict == OPEN and p_gain < alpha and mean["high"] < statistics.gain:
+        side = _side(claim, mean, claim.bound) if p_value < alpha else 0
+        verdict = {1: HOLDS, -1: FAILS}.get(side, OPEN) if claim.cheaper else OPEN
+        if verdict == OPEN and p_gain < alpha and _side(claim, mean, statistics.gain) < 0:
             verdict = FAILS
         parts = {"estimate": mean["mean"]} | {f"estimate_{key}": mean[key] for key in ("low", "high")}
-        parts |= {"estimate_undefined": mean["n_undefined"], "corrected_p": p_value, "n": mean["n"], "verdict": verdict}
+        parts |= {"estimate_undefined": mean["n_undefined"], "corrected_p": p_value, "gain_p": p_gain, "n": mean["n"]}
         open_at = verdict == OPEN and claim.cheaper
-        parts |= {"decides_at": _decides_at(claim, statistics) if open_at else math.nan}
+        parts |= {"verdict": verdict, "decides_at": _decides_at(claim, statistics) if open_at else math.nan}
         found.append({"number": claim.number, "claim": claim.told, **parts, "shown": claim.shown})
     return pd.DataFrame(found)
 
@@ -170,16 +184,16 @@ def _p_value(claim: Claim, bound: float, interval: Mapping[str, float]) -> float
 
 
 def _decides_at(claim: Claim, statistics: Statistics) -> float:
-    effect, how = (
-        claim.difference.mean() - claim.bound,
-        {"power": statistics.power, "confidence": statistics.confidence},
-    )
-    n = subjects_needed(claim.difference.std(), effect, **how)
+    mean, how = claim.difference.mean(), {"power": statistics.power, "confidence": statistics.confidence}
+    effects = [mean - claim.bound, *([mean - statistics.gain] if claim.beats and mean < statistics.gain else [])]
+    n = subjects_needed(claim.difference.std(), max(effects, key=abs), **how)
     return n if n <= TOO_MANY else math.inf if n > TOO_MANY else math.nan
 
 
-def _verdict(low: float, high: float, bound: float) -> str:
-    return HOLDS if low > bound else FAILS if high < bound else OPEN
+def _side(claim: Claim, mean: Mapping[str, float], bound: float) -> int:
+    """On which side of a bound both the whole interval and the lean of Wilcoxon's test lie; 0: neither or not both."""
+    lean = signed_rank_sum(claim.difference - bound)
+    return int(mean["low"] > bound and lean > 0) - int(mean["high"] < bound and lean < 0)
 
 
 def _against_whole_chains(table1: pd.DataFrame, margin: float) -> list[Claim]:
@@ -261,7 +275,7 @@ def _of_presegs(presegs: pd.DataFrame) -> list[Claim]:
     return [
         Claim("C7", text, from_start["best"] - weaker, "Table 2", beats=True)
         for text, weaker in (
-            ("the best start beats weaker ones, on average", others),
+            ("the start that is best on validation beats weaker ones, on average", others),
             ("an empty start loses to the best", from_start["empty"]),
         )
     ]

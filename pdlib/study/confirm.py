@@ -114,8 +114,8 @@ def scores(run: Sample) -> dict[str, pd.DataFrame]:
 
 def _of_ledger(profile: Profile) -> list[str]:
     """The rows of Table 1 that a claim compares."""
-    read = ("ddpm", "tdpm", "es_ddpm", CHAIN, "addpm", "x0_jump", "deep_ensemble", profile.comparison.presegmenter)
-    return [name for name in profile.comparison.methods if name in read]
+    read = ("ddpm", "wolleb2021", "tdpm", "es_ddpm", CHAIN, "addpm", "x0_jump", "deep_ensemble")
+    return [name for name in profile.comparison.methods if name in (*read, profile.comparison.presegmenter)]
 
 
 def _sweep(run: Sample) -> list[Row]:
@@ -192,6 +192,8 @@ def confirm(name: str, cores: int, out: str = "") -> dict[str, pd.DataFrame]:
 
 if __name__ == "__main__":
     try:
+        if given := [name for name in ("CHANGES", "FOLDS") if os.environ.get(f"PDLIB_{name}")]:
+            raise ValueError(f"{' and '.join(given)}: a confirmation has the settings of its profile, and no others")
         cores = int(os.environ.get("PDLIB_CORES") or os.cpu_count() or 1)
         confirm(os.environ["PDLIB_PROFILE"], cores, os.environ.get("PDLIB_OUT_FOLDER", ""))
     except (ValueError, OSError) as error:

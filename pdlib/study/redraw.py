@@ -135,14 +135,16 @@ def _agreement(kept: Kept) -> None:
     how = {"baseline": {"method": CHAIN}, "interval": run.profile.interval}
     how["metrics"] = [metric for metric in AGREEMENT if metric in known]
     rows = [{"method": name} for name in run.profile.members.agreement_methods]
-    kept.table("agreement", tables.table1(scores, rows=rows, **how), f"Agreement ({run.whose}): Δ to PD-DDPM")
+    table = tables.table1(scores, rows=rows, **how)
+    kept.table("agreement", table, f"Agreement ({run.whose_in(scores)}): Δ to PD-DDPM")
 
 
 def _starts(kept: Kept) -> None:
     run, labels = kept.run, preseg_starts(len(kept.run.profile.preseg_accuracy.dice_gaps))
     how = {"presegmenter": run.profile.comparison.presegmenter, "metrics": list(START_METRICS)}
-    table = tables.table2(kept.read("preseg_scores"), starts=labels, **how, interval=run.profile.interval)
-    kept.table("table2", table, f"Table 2, ours ({run.whose}): Δ to the row's own start")
+    scores = kept.read("preseg_scores")
+    table = tables.table2(scores, starts=labels, **how, interval=run.profile.interval)
+    kept.table("table2", table, f"Table 2, ours ({run.whose_in(scores)}): Δ to the row's own start")
 
 
 def _both_ends(kept: Kept) -> None:
@@ -151,7 +153,7 @@ def _both_ends(kept: Kept) -> None:
     how = {"rows": shown, "metrics": list(BOTH_ENDS), "interval": run.profile.interval}
     kept.figure("truncation", curves.calls_figure(scores, **how, note=run.note))
     table = tables.table1(scores, baseline=shown[0], **how)
-    kept.table("truncation", table, f"Truncating both ends ({run.whose}): Δ to PD-DDPM")
+    kept.table("truncation", table, f"Truncating both ends ({run.whose_in(scores)}): Δ to PD-DDPM")
 
 
 def _truncated_rows(kept: Kept) -> list[Row]:
@@ -174,7 +176,7 @@ def _fewer(kept: Kept) -> None:
     kept.figure("fewer_calls", fewer_figure(scores, **how, note=run.note))
     rows = _fewer_rows(run)
     table = tables.table1(scores, rows=rows, baseline=rows[0], **how)
-    kept.table("fewer_calls", table, f"Fewer calls ({run.whose}): Δ to every step")
+    kept.table("fewer_calls", table, f"Fewer calls ({run.whose_in(scores)}): Δ to every step")
 
 
 def _fewer_rows(run: Run) -> list[Named]:
@@ -206,8 +208,9 @@ def ledger(kept: Kept) -> None:
     judged = claims.ledger(scores, **how, statistics=statistics, interval=interval)
     on = claims.judged_on(scored, scores)
     kept.table("claims", judged, claims.caption(on, statistics))
-    bounds = [claim.bound for claim in claims.registered(scores, **how, margin=statistics.margin)]
-    kept.figure("claims", verdicts_figure(judged, bounds, note=scored.note))
+    listed = claims.registered(scores, **how, margin=statistics.margin)
+    bounds, gains = claims.held_against(listed, statistics)
+    kept.figure("claims", verdicts_figure(judged, bounds, gains, note=scored.note))
     tested = (records.read_table(scored.place.results / f"{name}_scores.csv") for name in ("table1", "agreement"))
     said = findings(judged, *tested, margin=statistics.margin, interval=interval)
     write_whole(kept.folder / "findings.md", findings_markdown(said, scored.whose, on))

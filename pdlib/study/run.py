@@ -105,6 +105,11 @@ class Run:
         tested = f"{few} test subjects" if few == key else f"{key} test subjects of the key rows, {few} of the others"
         return f"{self.made_by}, {tested}"
 
+    def whose_in(self, scores: pd.DataFrame) -> str:
+        """As `whose`, by the subjects that a table's own score rows hold."""
+        counts = scores[scores.split == "test"].groupby("method").subject.nunique()
+        return f"{self.made_by}, {' or '.join(map(str, sorted({*counts})))} test subjects"
+
     @property
     def made_by(self) -> str:
         """The kind of its data and its profile, for a caption."""

@@ -13,6 +13,7 @@ from pdlib.evaluation.stats import (
     holm,
     mean_interval,
     paired_comparison,
+    signed_rank_sum,
     subjects_needed,
 )
 
@@ -36,6 +37,19 @@ def test_wilcoxon_is_exact(n, seed):
 def test_wilcoxon_with_ties_and_equal_pairs():
     a = np.array([1, 1, 2, 2, -1, 3, 0, 0.0])
     assert paired_comparison(a, a * 0, **HOW)["p_value"] == pytest.approx(enumerate_signs(a[a != 0]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_the_signed_rank_sum_is_scipys_statistic(n):
+    """scipy gives the smaller of W+ and W-, which add up to n (n + 1) / 2."""
+    difference = np.random.default_rng(n).normal(0.2, 1, n).round(1 if n == 40 else 8)
+    nonzero = difference[difference != 0]
+    smaller = scipy_stats.wilcoxon(nonzero).statistic
+    side = np.sign(signed_rank_sum(difference))
+    assert signed_rank_sum(np.append(difference, np.nan)) == pytest.approx(
+        side * (nonzero.size * (nonzero.size + 1) / 2 - 2 * smaller)
+    )
+    assert signed_rank_sum(-difference) == -signed_rank_sum(difference)
 
 
 def test_pairing_finds_a_small_gain_in_a_large_spread():

@@ -58,15 +58,31 @@ def test_a_wide_interval_tells_nothing_apart():
     ("verdicts", "said"),
     [
         ([], "this run has no such rows."),
-        (["holds"] * 2, "It helps in all that was claimed (2 of 2 rows hold): C11, claim"),
-        (["does not hold"], "It does not help in anything that was claimed (1 of 1 rows do not hold)."),
-        (["undecided"] * 6, "Whether it helps is not shown (6 of 6 rows are undecided)."),
-        (["holds", "undecided"], "It helps in part (1 of 2 rows hold, 1 of 2 rows are undecided): C11, claim"),
-        (["does not hold", "undecided"], "It is not shown to help (1 of 2 rows do not hold, 1 of 2"),
+        (["holds"] * 2, "Of 2 claims about it 2 hold: C11, claim 1 of C11; C11, claim 2 of C11."),
+        (["undecided"] * 6, "Of 6 claims about it 6 are undecided."),
+        (
+            ["holds", "does not hold", "undecided"],
+            "Of 3 claims about it 1 is undecided, 1 fails, 1 holds: C11, claim 1",
+        ),
     ],
 )
 def test_start_matching_is_told_as_it_is(verdicts, said):
     assert said in told(ledger(C1=["holds"], C11=verdicts))[3]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("holds", "It helps {}"), ("does not hold", "It does not help {}"), ("undecided", "Whether it helps {} is open")],
+)
+def test_the_matching_alone_is_told_first(verdict, said):
+    """Not by the rows that differ from their rivals in more than the matching."""
+    alone = {"number": "control", "claim": "start-matched beats the same recipe", "verdict": verdict}
+    alone |= {"estimate": 0.01, "estimate_low": -0.02, "estimate_high": 0.04}
+    claims = pd.concat([ledger(control=["undecided"], C11=["holds"]), pd.DataFrame([alone])])
+    assert told(claims)[3].startswith(
+        f"Matching the chain to its start: {said.format('beside a chain trained alike but for the matching')} (+0.010 "
+        f"[-0.020, +0.040] Dice). Of 1 claims about it 1 holds: "
+    )
 
 
 def test_the_cheapest_row_that_is_shown_to_be_as_good_is_advised():
@@ -88,9 +104,10 @@ def test_rows_on_fewer_subjects_are_ranked_on_the_subjects_of_all():
 
 def test_the_uncertainty_advised_is_the_one_nearest_to_the_raters():
     both = pd.concat([rows(n, [d] * 3, "energy_distance") for n, d in (("pd_ddpm", 0.5), ("deep_ensemble", 0.3))])
-    assert told(agreement=both)[4].endswith(
-        "Pre-segmenter, ensemble of seeds has the lowest mean energy distance (0.300; PD-DDPM 0.500)."
-    )
+    best = "Pre-segmenter, ensemble of seeds has the lowest mean energy distance (0.300; PD-DDPM 0.500)"
+    assert told(agreement=both)[4].endswith(f"{best}.")
+    wide = pd.concat([both, rows("ddpm", [0.1, 0.6, 0.4], "energy_distance")])
+    assert told(agreement=wide)[4].endswith(f"{best}, not told apart from DDPM (0.367).")
     assert "there are no raters" in told(agreement=both.assign(value=float("nan")))[4]
 
 
@@ -98,4 +115,6 @@ def test_the_list_says_whose_it_is():
     text = findings_markdown(told(), "phantom, profile x", "phantom, profile x")
     assert text.startswith("What this run found (phantom, profile x):\n\n1. What holds") and text.count("\n5. ") == 1
     text = findings_markdown(told(), "phantom, profile x", "phantom, profile x, 3 test subjects of its own")
-    assert text.startswith("What this run found (phantom, profile x; its ledger: 3 test subjects of its own):")
+    assert text.startswith(
+        "What this run found (phantom, profile x; its ledger, sentences 1, 2 and 4: 3 test subjects of its own):"
+    )

@@ -38,8 +38,13 @@ def test_a_question_is_answered_by_its_claims_and_verdicts(place):
         "Phantom, profile cpu. Of 3 claims, the papers' and ours, 1 held, 1 failed, 1 stayed undecided"
     )
     numbers = "-0.023 [-0.13, +0.050]"
-    assert f"1. **As good as the whole chain?** PD-DDPM is not worse: *undecided* ({numbers})." in said
+    assert f"1. **As good as longer chains?** PD-DDPM is not worse: *undecided* ({numbers})." in said
     assert f"Members are nearer: *does not hold* (energy distance, its less ours: {numbers})." in said
+    areas = pd.DataFrame({"method": ["pd_ddpm", "ddpm", "unet", "tdpm"], "risk_area": [2.0, 1.0, 3.0, float("nan")]})
+    areas.to_csv(place.figures / "agreement.csv", index=False)
+    assert "(docs/results.md#members-and-raters) 1 ranks them better.\n" in front.found(place)
+    ledger(place, {"number": "C8", "claim": "ADDPM is not worse", "estimate_high": -0.01})
+    assert "ADDPM is not worse: *worse, but by how much is undecided* (" in front.found(place)
     assert "3. **What to use:** that." in said and "Matching" not in said and "TDPM" not in said
 
 

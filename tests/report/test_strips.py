@@ -83,8 +83,10 @@ def test_a_verdict_lies_on_its_side_of_the_bound():
             "verdict": ["holds", "does not hold"],
         }
     )
-    ax = verdicts_figure(claims, [-0.01, 0.0]).axes[0]
+    ax = verdicts_figure(claims, [-0.01, 0.0], [0.01, -0.35]).axes[0]
     bars = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]]
     holds, fails = (line.get_xdata() for line in bars)
     assert min(holds) > 0 > max(fails)
     assert [line.get_color() for line in bars] == [VERDICTS["holds"], VERDICTS["does not hold"]]
+    (tick,) = [line for line in ax.lines if line.get_marker() == "|"]
+    assert tick.get_xdata()[0] == pytest.approx(0.02 / 0.005), "a bar that was moved to the edge has none"

@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 from conftest import rows
 
-from pdlib.evaluation.stats import mean_interval
+from pdlib.evaluation import records
+from pdlib.evaluation.stats import mean_interval, signed_rank_sum
+from pdlib.paths import Layout
 from pdlib.profiles import load_profile
 from pdlib.report.tables import table_markdown
-from pdlib.study.claims import EVERY_STEP, chosen_t_primes, ledger
+from pdlib.study.claims import EVERY_STEP, chosen_t_primes, ledger, read_scores
 
 INTERVAL = {"resamples": 500, "confidence": 0.95, "seed": 0}
 JUDGED = load_profile("cpu", {"statistics": {"gain": 0.02, "margin": 0.01, "power": 0.8}}).statistics
@@ -131,6 +133,18 @@ def test_an_interval_alone_decides_nothing():
     assert (found.corrected_p >= 1 / 32).all() and set(found.verdict) == {"undecided"}
 
 
+def test_a_mean_that_one_subject_carries_decides_nothing():
+    """Ten of twelve subjects are worse, two are far better: the interval and Wilcoxon's test lean to other sides."""
+    lean = np.where(np.arange(12) < 10, -0.01, 0.3)
+    assert lean.mean() > 0 > signed_rank_sum(lean)
+    tables = results(pd_ddpm=0.0)
+    others = tables["table1_scores"].query("method not in ['pd_ddpm', 'attention_unet']")
+    many = [rows("pd_ddpm", np.tile(BASE, 20)), rows("attention_unet", np.tile(BASE - lean, 20))]
+    found = ledger(tables | {"table1_scores": pd.concat([others, *many])}, few_calls=10, **HOW)
+    found = found.set_index("number").loc["C2"]
+    assert found.estimate_low > 0 and found.corrected_p < 0.05 and found.verdict == "undecided"
+
+
 def test_the_validation_fold_chooses_and_the_test_fold_is_shown():
     found = read().reset_index()
     assert found[found.number == "C4"].claim.str.contains("T'/T = 0.3, best on validation").all()
@@ -220,19 +234,23 @@ def test_more_rows_are_corrected_for_together():
 
 
 def test_undecided_rows_say_what_would_decide_them():
-    """By (1.96 + 0.84)^2 sd^2 / effect^2 of the difference to the bound; rows that are almost equal need too many."""
+    """By (1.96 + 0.84)^2 sd^2 / effect^2 of the difference to the bound, or of what lacks to the gain that counts; rows
+    that spread far need too many.
+    """
     tables = results(pd_ddpm=0.0)
     even = np.where(np.arange(12) % 2, 0.3, -0.3) + 1e-4
     wide = even - 1e-4 + 0.05
     table1 = tables["table1_scores"]
-    table1 = pd.concat(
-        [table1[~table1.method.isin(["tdpm", "es_ddpm"])], rows("tdpm", BASE - wide), rows("es_ddpm", BASE - even)]
-    )
+    drawn = {"tdpm": BASE - wide, "es_ddpm": BASE - even, "x0_jump": BASE - 10 * even}
+    others = table1[~table1.method.isin([*drawn])]
+    table1 = pd.concat([others, *(rows(name, values) for name, values in drawn.items())])
     found = ledger(tables | {"table1_scores": table1}, few_calls=10, **HOW)
     tdpm, es_ddpm = found[found.number == "C3"].itertuples()
-    assert tdpm.verdict == es_ddpm.verdict == "undecided"
+    jump = found[found.claim == "PD-DDPM beats the x0 jump"].iloc[0]
+    assert tdpm.verdict == es_ddpm.verdict == jump.verdict == "undecided"
     assert tdpm.decides_at == np.ceil((1.959964 + 0.841621) ** 2 * wide.var(ddof=1) / 0.05**2)
-    assert np.isinf(es_ddpm.decides_at) and found.decides_at[found.verdict != "undecided"].isna().all()
+    assert es_ddpm.decides_at == np.ceil((1.959964 + 0.841621) ** 2 * even.var(ddof=1) / (0.02 - 1e-4) ** 2)
+    assert np.isinf(jump.decides_at) and found.decides_at[found.verdict != "undecided"].isna().all()
     text = table_markdown(found, "Claims")
     assert "effect too small" in text and f"| undecided | {tdpm.decides_at:.0f} |" in text
     dear = read(addpm=0.05, addpm_calls=16)
@@ -262,3 +280,19 @@ def test_intervals_resample_the_trainings_that_tested_the_subjects():
     expected = mean_interval(0.02 - NOISE[order], **INTERVAL, groups=[i // 4 for i in order])
     assert (row.estimate_low, row.estimate_high) == pytest.approx((expected["low"], expected["high"]))
     assert row.corrected_p == read().loc["C2"].corrected_p.iloc[0], "the test is over subjects"
+
+
+def test_a_confirmation_of_other_networks_is_not_read(tmp_path):
+    place, made = Layout(tmp_path, "night"), {"git": {"sha": "a", "dirty": False}}
+    for folder, gain, stamp in ((place.results, 0.0, made), (place.confirmation, 0.1, {"networks": made["git"]})):
+        for name, table in results(pd_ddpm=gain).items():
+            records.write_table(folder / f"{name}.csv", table, stamp)
+
+    def gained():
+        scores = read_scores(place)["table1_scores"].query("metric == 'dice'").set_index("method").value
+        return scores["pd_ddpm"].mean() - BASE.mean()
+
+    assert gained() == pytest.approx(0.1)
+    own = place.results / "table1_scores.csv"
+    records.write_table(own, records.read_table(own), {"git": {"sha": "b", "dirty": False}})
+    assert gained() == pytest.approx(0.0), "the networks of another run were tested"
