@@ -80,7 +80,8 @@ def place(tmp_path):
     tables.save_table(
         pd.DataFrame([{"method": "unet", "GE3T (n = 4)": 0.5}]), "By site", place.figures / "table1_by_site"
     )
-    tables.save_table(pd.DataFrame([{"start": "checkpoint_1", "dice": 0.5}]), "Table 2", place.figures / "table2")
+    starts = pd.DataFrame({"start": ["checkpoint_1", "best"], "dice": 0.5, "preseg_dice": [0.3, 0.4]})
+    tables.save_table(starts, "Table 2", place.figures / "table2")
     tables.save_table(pd.DataFrame([claim]), "The claims", place.figures / "claims")
     said = "What this run found (phantom, 12 subjects):\n\n1. Enough.\n4. Matching: it helps.\n5. What to use: that.\n"
     (place.figures / "findings.md").write_text(said, encoding="utf-8")
@@ -93,7 +94,7 @@ def test_the_block_says_what_made_its_numbers_and_what_they_are(place):
     assert 'Scores of profile `cpu` with {"chain": {"eta": 0}} from code 0123456789, device cpu, torch 2,' in block
     assert "## Table 1\n\nTable 1, ours\n" in block and "Table 1 as the paper prints it (patients)" in block
     assert "| x0 jump | 0.500 [0.400, 0.600] | 0.300 |" in block, "of the scores beside Dice the means alone"
-    assert "| checkpoint 1 | 0.500 |" in block
+    assert "| checkpoint 1 | 0.500 | 0.300 |" in block
     assert "Verdicts of 1 rows: holds 1 (C2); does not hold 0; undecided 0." in block
     assert "Optic disc" not in block
 
