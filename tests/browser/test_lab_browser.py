@@ -163,9 +163,12 @@ def test_notebook_runs_shows_its_figures_and_leaves_git_clean(notebook, lab, clo
     assert lab["hostname"] in ("localhost", "127.0.0.1") and len(lab["token"]) > 20
     assert not notebook.get_by_text("Jupyter news").count(), "no question comes before the lesson"
     run_all(notebook)
-    for handle in notebook.locator(".jp-OutputArea .noUi-handle").all():
+    handles = notebook.locator(".jp-OutputArea .noUi-handle").all()
+    for handle in handles:
         picture_follows(notebook, handle)
     cells = [cell for cell in saved(notebook, clone).cells if cell.cell_type == "code"]
+    viewers = sum(cell.source.count("widgets.") for cell in cells if "import widgets" not in cell.source)
+    assert len(handles) >= viewers, "a viewer without a slider"
     outputs = [output for cell in cells for output in cell.outputs]
     red = [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     assert not red, red
