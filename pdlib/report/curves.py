@@ -137,8 +137,8 @@ def scores_figure(
 def calls_figure(
     scores: pd.DataFrame, *, rows: Sequence[Row], metrics: Sequence[str], interval: Mapping[str, float]
 ) -> PaperFigure:
-    """Scores against network calls, a column for each metric: the means above, below them the paired differences to the
-    first row with their intervals over trainings and subjects.
+    """Scores against network calls, a column for each metric: the means above, on the subjects of all rows, below them
+    the paired differences to the first row with their intervals over trainings and subjects.
 
     scores: rows of `records.COLUMNS`, of one split; rows as in `tables.table1`. A method has its colour, its second row
     another marker. Of rows with as many calls each stands a little to the right of the one before, so that they do not
@@ -146,6 +146,9 @@ def calls_figure(
     """
     figure = PaperFigure(figsize=(DOUBLE, 4.2))
     grid = figure.subplots(2, len(metrics), squeeze=False, sharex=True)
+    tested = [{*select(scores, row).subject} for row in rows]
+    shared = set.intersection(*tested)
+    whose = "" if all(one == shared for one in tested) else f"\n({len(shared)} subjects of all rows)"
     for metric, (above, below) in zip(metrics, grid.T, strict=True):
         drawn, methods = [], []
         for row in rows:
@@ -153,14 +156,15 @@ def calls_figure(
             calls, method = float(mine.nfe.mean()), row["method"]
             style = {"fmt": "osD^v"[methods.count(method) % 5], "color": method_colour(method), **BARS}
             x = calls * 1.03 ** drawn.count(calls)
-            above.plot(x, tested_values(mine, metric).mean(), style["fmt"], color=style["color"], label=row_title(row))
+            mean = tested_values(mine[mine.subject.isin(shared)], metric).mean()
+            above.plot(x, mean, style["fmt"], color=style["color"], label=row_title(row))
             if drawn:
                 point = pd.DataFrame([paired_mean(mine, select(scores, rows[0]), metric, interval)])
                 below.errorbar(x, point["mean"], reach(point), **style)
             drawn.append(calls)
             methods.append(method)
         below.axhline(0, color=method_colour(rows[0]["method"]), linewidth=0.6, zorder=0)
-        above.set(ylabel=display_name(metric))
+        above.set(ylabel=display_name(metric) + whose)
         below.set(ylabel=f"Δ {display_name(metric)}\nto {display_name(rows[0]['method'])}")
         calls_axis(below, scores.nfe)
     handles, labels = above.get_legend_handles_labels()

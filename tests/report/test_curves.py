@@ -88,6 +88,15 @@ def test_points_against_calls_are_the_means_given():
     assert [text.get_text() for text in figure.legends[0].texts] == ["PD-DDPM, DDIM, eta 1", "x0 jump", "PD-DDPM, DDIM"]
 
 
+def test_means_are_over_the_subjects_of_all_rows():
+    """Two of three subjects have both rows: means that stood side by side would else contradict their difference."""
+    scores = pd.concat([rows("pd_ddpm", [0.5, 0.7, 0.9], nfe=16), rows("x0_jump", [0.4, 0.6], nfe=6)])
+    wanted = [{"method": "pd_ddpm"}, {"method": "x0_jump"}]
+    above, below = curves.calls_figure(scores, rows=wanted, metrics=["dice"], interval=INTERVAL).axes
+    assert [line.get_ydata()[0] for line in above.lines] == pytest.approx([0.6, 0.5])
+    assert above.get_ylabel() == "Dice\n(2 subjects of all rows)" and below.get_ylabel().startswith("Δ Dice")
+
+
 @pytest.mark.filterwarnings("error")
 def test_every_subject_is_a_dot_in_its_methods_colour():
     dice = {"unet": [0.5, 0.7, np.nan], "pd_ddpm": [0.6, 0.8, 0.9], "x0_jump": [0.1, 0.2, 0.3]}
