@@ -43,6 +43,7 @@ help:
 	"  DRY=1" "  only what would run" \
 	"  MEASURE=0" "  no estimate of the time first" \
 	"make data DATA=folder ACCEPT=1" "the WMH challenge's training cases, under its licence" \
+	"  WITH='test 3dt1'" "  the 110 test cases, the 3D T1 scans as well" \
 	"make lab [FOLDER=folder]" "JupyterLab on the notebooks, or on a folder of them" \
 	"make book [PROFILE=...] [OUT=...]" "the executed notebooks as a book" \
 	"make plan PROFILE=night" "what that run can show, before it" \
@@ -95,7 +96,7 @@ bench: $(READY)
 	for question in ops step operators chain train threads; do "$(PYTHON)" -m benchmarks.$$question || exit 1; done
 
 data: $(READY)
-	@"$(PYTHON)" -m pdlib.data.download "$${PDLIB_DATA:?make data wants DATA=folder}" $(if $(ACCEPT),--accept-licence)
+	@"$(PYTHON)" -m pdlib.data.download "$${PDLIB_DATA:?make data wants DATA=folder}" $(if $(ACCEPT),--accept-licence) $(if $(filter test,$(WITH)),--with-test) $(if $(filter 3dt1,$(WITH)),--with-3dt1)
 
 lab: $(READY)
 	"$(PYTHON)" -m pdlib.lab
