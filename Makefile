@@ -96,7 +96,7 @@ bench: $(READY)
 	for question in ops step operators chain train threads; do "$(PYTHON)" -m benchmarks.$$question || exit 1; done
 
 data: $(READY)
-	@"$(PYTHON)" -m pdlib.data.download "$${PDLIB_DATA:?make data wants DATA=folder}" $(if $(ACCEPT),--accept-licence) $(if $(filter test,$(WITH)),--with-test) $(if $(filter 3dt1,$(WITH)),--with-3dt1)
+	@"$(PYTHON)" -m pdlib.data.download "$${PDLIB_DATA:?make data wants DATA=folder}" $(if $(ACCEPT),--accept-licence) $(if $(filter test,$(value WITH)),--with-test) $(if $(filter 3dt1,$(value WITH)),--with-3dt1)
 
 lab: $(READY)
 	"$(PYTHON)" -m pdlib.lab
