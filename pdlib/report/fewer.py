@@ -39,7 +39,7 @@ def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapp
         if metric == "dice":
             best = means[means.front]
             ring = {"markersize": 7, "markerfacecolor": "none", "color": "0.3", "zorder": 0, "linestyle": "none"}
-            ax.plot(best.nfe, best[metric], "o", **ring, label="none has fewer calls and more Dice")
+            ax.plot(best.nfe, best[metric], "o", **ring, label="Pareto front")
             ax.legend(loc="lower left", fontsize=6)
         ax.margins(y=0.15)  # a ring is larger than its point
         ax.set_ylabel(display_name(metric).replace(" to the", "\nto the").replace(" (", "\n("))
