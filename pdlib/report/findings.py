@@ -33,7 +33,7 @@ def findings(
 def findings_markdown(sentences: list[str], whose: str, judged_on: str) -> str:
     """The sentences as a numbered list under a line that says whose they are, and the ledger where it differs."""
     listed = "".join(f"{i}. {sentence}\n" for i, sentence in enumerate(sentences, start=1))
-    ledger = "" if judged_on == whose else f"; its ledger, sentences 1, 2 and 4: {judged_on.rpartition(', ')[2]}"
+    ledger = "" if judged_on == whose else f"; what is said of claims: {judged_on.rpartition(', ')[2]}"
     return f"What this run found ({whose}{ledger}):\n\n{listed}"
 
 
