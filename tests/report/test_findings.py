@@ -116,5 +116,5 @@ def test_the_list_says_whose_it_is():
     assert text.startswith("What this run found (phantom, profile x):\n\n1. What holds") and text.count("\n5. ") == 1
     text = findings_markdown(told(), "phantom, profile x", "phantom, profile x, 3 test subjects of its own")
     assert text.startswith(
-        "What this run found (phantom, profile x; its ledger, sentences 1, 2 and 4: 3 test subjects of its own):"
+        "What this run found (phantom, profile x; what is said of claims: 3 test subjects of its own):"
     )
