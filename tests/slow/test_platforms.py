@@ -14,9 +14,8 @@ MACOS = {"MACOSX_DEPLOYMENT_TARGET": "14.0"}  # the oldest that torch has wheels
 UV = Path(shutil.which("uv") or ROOT / ".venv" / "bin" / "uv")
 
 
-@pytest.mark.parametrize(
-    "version", ["3.11", "3.12", "3.13"]
-)  # "3.11" is 3.11.0: what its later releases need is refused
+# "3.11" is 3.11.0: what its later releases need is refused
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_everything_resolves(platform, version, tmp_path):
     asked = ["--extra", "test", "--extra", "browser", "--extra", "slurm", "--constraint", ROOT / "constraints.txt"]
