@@ -62,29 +62,29 @@ class Method:
 
 
 METHODS = {
-    "unet": Method("U-Net", "unet", members="one", colour="#7FB8D8"),
+    "unet": Method("U-Net", "unet", members="one", colour="#99BFD0"),
     "attention_unet": Method("Attention U-Net", "attention_unet", members="one", colour="#0072B2"),
     "unet_plus_plus": Method("U-Net++", "unet_plus_plus", members="one", colour="#00406B"),
-    "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet", colour="#C9A227"),
+    "bayesian_unet": Method("Bayesian U-Net", "bayesian_unet", colour="#BAB062"),
     "probabilistic_unet": Method("Probabilistic U-Net", "probabilistic_unet", colour="#E69F00"),
     "ddpm": Method("DDPM", None, start="gaussian", colour="#000000"),
     "wolleb2021": Method("DDPM, Wolleb's recipe", None, start="gaussian", denoiser="wolleb2021", colour="#808080"),
-    "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True, colour="#CC79A7"),
-    "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True, colour="#8C3B6B"),
+    "tdpm": Method("TDPM", "tdpm", start="given", own_t_prime=True, colour="#C2728F"),
+    "es_ddpm": Method("ES-DDPM", "probabilistic_unet", start="preseg", own_t_prime=True, colour="#904A70"),
     "pd_ddpm": Method("PD-DDPM", PRESEGMENTER, start="preseg", colour="#D55E00"),
     "addpm": Method("ADDPM", PRESEGMENTER, start="preseg", finish="one_step", colour="#009E73"),
     "addpm_mask_only": Method(
-        "ADDPM, mask only", PRESEGMENTER, start="preseg", finish="one_step", mask_only=True, colour="#7CC8B0"
+        "ADDPM, mask only", PRESEGMENTER, start="preseg", finish="one_step", mask_only=True, colour="#7CC8AF"
     ),
-    "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one", colour="#BA5549"),
-    "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump", colour="#8A3C00"),
+    "pd_ddpm_1": Method("PD-DDPM, one member", PRESEGMENTER, start="preseg", members="one", colour="#BB564C"),
+    "x0_jump": Method("x0 jump", PRESEGMENTER, start="preseg", finish="x0_jump", colour="#8C3D00"),
     "start_matched": Method(
         "PD-DDPM, start-matched",
         PRESEGMENTER,
         start="preseg",
         denoiser="start_matched",
         settings={"rule": "start_matched"},
-        colour="#B30059",
+        colour="#980752",
     ),
     "unmatched": Method(
         "PD-DDPM, trained below T' on a logit",
@@ -92,17 +92,17 @@ METHODS = {
         start="preseg",
         denoiser="unmatched",
         settings={"rule": "ddim", "eta": 1.0},
-        colour="#C030B0",
+        colour="#D42794",
     ),
     "refiner": Method(
-        "Refiner", PRESEGMENTER, start="mask", finish="one_step", members="one", last="refiner", colour="#5B2C83"
+        "Refiner", PRESEGMENTER, start="mask", finish="one_step", members="one", last="refiner", colour="#5E2F86"
     ),
     "noise_level": Method(
         "PD-DDPM, noise-level estimation",
         PRESEGMENTER,
         start="preseg",
         settings={"rule": "noise_level", "eta": 0.0},
-        colour="#B8860B",
+        colour="#B4834F",
     ),
     "distilled": Method(
         "PD-DDPM, distilled",
@@ -110,10 +110,10 @@ METHODS = {
         start="preseg",
         denoiser="student",
         settings={"rule": "ddim", "eta": 0.0, "spacing": "trailing"},
-        colour="#2F6B2F",
+        colour="#2D6A31",
     ),
-    "latent": Method("PD-DDPM, latent", PRESEGMENTER, start="preseg", denoiser="latent", colour="#1B7F8C"),
-    "deep_ensemble": Method("Pre-segmenter, ensemble of seeds", PRESEGMENTER, members="seeds", colour="#56B4E9"),
+    "latent": Method("PD-DDPM, latent", PRESEGMENTER, start="preseg", denoiser="latent", colour="#1596B5"),
+    "deep_ensemble": Method("Pre-segmenter, ensemble of seeds", PRESEGMENTER, members="seeds", colour="#50B5F1"),
 }
 
 

@@ -19,7 +19,7 @@ MARKERS = "osD^vPX*<>"  # by rule
 def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapping[str, float]) -> PaperFigure:
     """Left a panel for each metric, means over subjects against network calls, a ring about the Dice of those on the
     Pareto front; right the difference of each chain's Dice to the longest PD-DDPM's, with its interval over trainings
-    and subjects, beside its name: a colour for each method, a marker for each rule.
+    and subjects, a method after the other, each by rising calls: a colour for each method, a marker for each rule.
 
     scores: rows of `records.COLUMNS`, of one split; a metric that a row lacks is left out of its panel, and one that
     every row lacks has none.
@@ -29,7 +29,7 @@ def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapp
     present = scores.rule.unique()
     rules = [rule for rule in dict.fromkeys([*RULES, *scores.rule]) if rule in present]
     marker = dict(zip(rules, MARKERS, strict=False))
-    figure = PaperFigure(figsize=(DOUBLE, max(1.35 * len(metrics), 0.155 * len(means)) + 0.5))
+    figure = PaperFigure(figsize=(DOUBLE, max(1.35 * len(metrics), 0.175 * len(means)) + 0.5))
     grid = figure.add_gridspec(len(metrics), 2, width_ratios=[3, 2])
     for place, metric in enumerate(metrics):
         ax = figure.add_subplot(grid[place, 0])
@@ -55,30 +55,32 @@ def fewer_figure(scores: pd.DataFrame, *, metrics: Sequence[str], interval: Mapp
 def _differences(
     ax: Axes, scores: pd.DataFrame, means: pd.DataFrame, marker: Mapping[str, str], interval: Mapping[str, float]
 ) -> None:
-    """Every chain's difference in Dice to the longest of PD-DDPM, from the fewest calls down."""
-    chains = means.to_dict("records")
-    longest = max((chain for chain in chains if chain["method"] == CHAIN), key=lambda chain: chain["nfe"], default=None)
-    base = chains[-1] if longest is None else longest
-    theirs = _rows(scores, base)
-    several = means.groupby("method").rule.nunique() > 1
-    for place, chain in enumerate(chains):
-        look = {"fmt": marker[chain["rule"]], "markersize": 3, "color": method_colour(chain["method"])}
-        if chain is base:
+    """Every chain's difference in Dice to the longest of PD-DDPM; methods in the order of their fewest calls."""
+    ours = means.index[means.method == CHAIN]
+    base = means.loc[ours.max() if len(ours) else means.index.max()]
+    theirs, several = _rows(scores, base), means.groupby("method").rule.nunique() > 1
+    chains = means.assign(order=pd.factorize(means.method)[0]).sort_values(["order", "nfe"], kind="stable")
+    for place, (number, chain) in enumerate(chains.iterrows()):
+        look = {"fmt": marker[chain.rule], "markersize": 3, "color": method_colour(chain.method)}
+        if number == base.name:
             ax.plot(0, place, marker=look.pop("fmt"), **look)
             continue
         point = pd.DataFrame([paired_mean(_rows(scores, chain), theirs, "dice", interval)])
         ax.errorbar(point["mean"], place, xerr=reach(point), **look, **BARS | {"capsize": 1.5})
-    ax.axvline(0, color=method_colour(base["method"]), linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(chains)), [_name(chain, several[chain["method"]]) for chain in chains], fontsize=6)
-    for label, chain in zip(ax.get_yticklabels(), chains, strict=True):
-        label.set_color(method_colour(chain["method"]))
-    ax.set(xlabel=f"Δ Dice to\n{_name(base, several[base['method']])}", ylim=(len(chains) - 0.5, -0.5))
+    ax.axvline(0, color=method_colour(base.method), linewidth=0.6, zorder=0)
+    again = chains.method.duplicated()  # the method stands beside its first chain
+    names = [_name(chain, several[chain.method], again[number]) for number, chain in chains.iterrows()]
+    ax.set_yticks(range(len(chains)), names)
+    for label, method in zip(ax.get_yticklabels(), chains.method, strict=True):
+        label.set_color(method_colour(method))
+    ax.set(xlabel=f"Δ Dice to\n{_name(base, several[base.method])}", ylim=(len(chains) - 0.5, -0.5))
 
 
 def _rows(scores: pd.DataFrame, chain: Mapping) -> pd.DataFrame:
     return select(scores, {column: chain[column] for column in ROW_KEY if pd.notna(chain[column]) and chain[column]})
 
 
-def _name(chain: Mapping, with_rule: bool) -> str:
-    rule = f", {rule_title(chain['rule'])}" if with_rule else ""
-    return f"{display_name(chain['method'])}{rule}, {chain['nfe']:g} call{'s' if chain['nfe'] != 1 else ''}"
+def _name(chain: Mapping, with_rule: bool, again: bool = False) -> str:
+    parts = [] if again else [display_name(chain["method"])]
+    parts += [rule_title(chain["rule"])] if with_rule else []
+    return ", ".join([*parts, f"{chain['nfe']:g} call{'s' if chain['nfe'] != 1 else ''}"])

@@ -1,8 +1,7 @@
 """How every picture looks: sizes, colours, the paper's style, and the files it becomes.
 
-One method has one colour in all figures; splits differ in line and marker. The hues are those of Okabe and Ito (2008),
-which colour-blind readers tell apart; relatives share a hue and differ in lightness, and stand at different places or
-with different markers.
+One method has one colour in all figures; splits differ in line and marker. The hues are near those of Okabe and
+Ito (2008); those of one figure can be told apart without red or green cones, and tests/report holds them to it.
 """
 
 import io

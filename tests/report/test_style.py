@@ -7,8 +7,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex, to_rgb
+from colorspacious import cspace_convert
+from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
+from scipy.spatial.distance import pdist
 
 from pdlib.methods import METHODS
 from pdlib.profiles import load_profile
@@ -46,8 +48,32 @@ def test_jupyter_shows_each_figure_once_as_a_picture(executed):
         assert "image/png" in data, f"bare {data.get('text/plain')}"
 
 
-def test_every_method_has_a_colour_of_its_own():
-    assert len({to_hex(style.method_colour(name)) for name in [*METHODS, "no method"]}) == len(METHODS) + 1
+def seen(colours, deficiency=None):
+    """Colours as the eye sees them, in a space where distances are what it tells apart (CAM02-UCS)."""
+    rgb = np.array([to_rgb(colour) for colour in colours])
+    if deficiency:
+        space = {"name": "sRGB1+CVD", "cvd_type": deficiency, "severity": 100}
+        rgb = cspace_convert(rgb, space, "sRGB1").clip(0, 1)
+    return cspace_convert(rgb, "sRGB1", "CAM02-UCS")
+
+
+AGREED, FEWER = load_profile("paper").members.agreement_methods, load_profile("paper").fewer_calls.starts
+
+
+@pytest.mark.parametrize(
+    ("names", "deficiency", "least"),
+    [
+        ([*METHODS], None, 14),
+        *(
+            (shown, deficiency, 9)
+            for shown in (AGREED, [*FEWER, "distilled"])
+            for deficiency in ("deuteranomaly", "protanomaly")
+        ),
+    ],
+)
+def test_methods_can_be_told_apart_by_their_colours(names, deficiency, least):
+    """All by most readers; those of one figure by readers without red or green cones (Machado et al. 2009)."""
+    assert pdist(seen(map(style.method_colour, names), deficiency)).min() >= least
 
 
 def luminance(colour):
