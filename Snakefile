@@ -67,7 +67,7 @@ def outputs(job):
         "05_sweep_t_prime": pictures("fig3") + results("t_prime_scores"),
         "06_ensemble_size": pictures("fig4", "agreement", "spread")
         + tables("agreement")
-        + results("ensemble_scores", "agreement_scores", "spread"),
+        + results("ensemble_scores", "agreement_scores", "risk_curves", "spread"),
         "07_preseg_accuracy": tables("table2") + results("preseg_scores", "preseg_checkpoints"),
         "08_truncate_both_ends": pictures("truncation")
         + tables("truncation")

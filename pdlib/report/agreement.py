@@ -14,15 +14,17 @@ from pdlib.report.values import tested_values
 
 @paper_style
 def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Mapping[str, float]) -> PaperFigure:
-    """Left the share of errors that is left when the voxels of most variance are set aside, a mean over subjects for
-    each method; right the distance to the raters, as a paired difference to PD-DDPM's with its interval (below zero is
-    nearer), beside each method its mean.
+    """Left the share of errors that is left when the voxels of most variance are set aside, for each method; right the
+    distance to the raters, as a paired difference to PD-DDPM's with its interval (below zero is nearer), beside each
+    method its mean.
 
-    curves: columns method, subject, coverage, risk, oracle. scores: rows of `records.COLUMNS`, of one split; methods
-    without a rater to compare with are left out of the right panel.
+    curves: means over subjects in columns method, set_aside, risk and, of PD-DDPM, oracle; methods in the order to
+    show. scores: rows of `records.COLUMNS`, of one split; methods without a rater to compare with are left out of the
+    right panel.
     """
     found = scores[(scores.metric == "energy_distance") & scores.value.notna()]
-    parts = dict(iter(found.groupby("method", sort=False)))
+    rated = dict(iter(found.groupby("method")))
+    parts = {method: rated[method] for method in curves.method.unique() if method in rated}
     figure = PaperFigure(figsize=(DOUBLE, 2.8))
     left, right = figure.subplots(1, 2)
     _draw_risks(left, curves)
@@ -39,16 +41,15 @@ def agreement_figure(curves: pd.DataFrame, scores: pd.DataFrame, *, interval: Ma
 
 
 def _draw_risks(ax: Axes, curves: pd.DataFrame) -> None:
-    """Errors among the voxels kept, against the share set aside; of PD-DDPM also as they would fall at best."""
+    """Errors among the other voxels, against the share set aside; of PD-DDPM also as they would fall at best."""
     for method, mine in curves.groupby("method", sort=False):
-        means = mine.groupby("coverage")[["risk", "oracle"]].mean()
         colour, front = method_colour(method), 3 if method == CHAIN else 2
-        ax.plot(1 - means.index, means.risk, color=colour, label=display_name(method), zorder=front)
+        ax.plot(mine.set_aside, mine.risk, color=colour, label=display_name(method), zorder=front)
         if method == CHAIN:
-            ax.plot(1 - means.index, means.oracle, "--", linewidth=0.8, color=colour)
+            ax.plot(mine.set_aside, mine.oracle, "--", linewidth=0.8, color=colour)
             best = f"dashed: if all errors of\n{display_name(method)} came first"
             ax.text(0.03, 0.04, best, color=colour, fontsize=6, transform=ax.transAxes)
-    ax.set(xlabel="Voxels set aside, the most uncertain first", xscale="log", xlim=(1 - curves.coverage.max(), None))
+    ax.set(xlabel="Voxels set aside, the most uncertain first", xscale="log", xlim=(curves.set_aside.min(), None))
     ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     scaled_axis(ax, "Errors among the others, share")
     ax.set_ylim(bottom=0)

@@ -17,6 +17,7 @@ from pdlib.methods import CHAIN, METHODS, preseg_starts, seeded_name, tdpm_name
 from pdlib.paths import BENCHMARKS, Layout, measured_devices, write_whole
 from pdlib.profiles import load_profile
 from pdlib.report import curves, tables
+from pdlib.report.agreement import agreement_figure
 from pdlib.report.fewer import fewer_figure
 from pdlib.report.findings import findings, findings_markdown
 from pdlib.report.printed import printed_dice
@@ -39,7 +40,6 @@ UNDRAWN = ("one_step_*", "student_*")  # trainings whose curves are not drawn
 IMAGES = {  # figures that no table holds, as patterns of their names: what they show
     "fig1": "a subject's slices",
     "fig2": "subjects' slices",
-    "agreement": "risks over the members' voxels",
     "tdpm_states": "a subject's slices",
     "noise_level": "levels read off a subject's slices",
     "labelled_*": "a patient's slices",
@@ -137,6 +137,8 @@ def _agreement(kept: Kept) -> None:
     rows = [{"method": name} for name in run.profile.members.agreement_methods]
     table = tables.table1(scores, rows=rows, **how)
     kept.table("agreement", table, f"Agreement ({run.whose_in(scores)}): Δ to PD-DDPM")
+    risks = kept.read("risk_curves")
+    kept.figure("agreement", agreement_figure(risks, scores, interval=run.profile.interval, note=run.note))
 
 
 def _starts(kept: Kept) -> None:

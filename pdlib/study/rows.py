@@ -54,13 +54,15 @@ def agreement_rows(run: Run, members: np.ndarray, subject: str, bins: int, **abo
     return _score_rows(run, scores, members, subject, **about)
 
 
-def risk_curve(run: Run, members: np.ndarray, subject: str, coverages: np.ndarray) -> pd.DataFrame:
-    """Error rate of a subject's mask among the brain's voxels kept, by rising variance of members [E, Z, Y, X].
+def risk_curve(run: Run, members: np.ndarray, subject: str, set_aside: np.ndarray) -> pd.DataFrame:
+    """Error rate of a subject's mask among the brain's other voxels, with shares of them set aside, those of most
+    variance of members [E, Z, Y, X] first.
 
-    Columns: coverage, risk, oracle, random (see `agreement.risk_coverage`), subject.
+    Columns: set_aside; risk and oracle (see `agreement.risk_coverage`).
     """
     ensemble, inside, error = _errors(run, members, subject)
-    return agreement.risk_coverage(error, ensemble.variance[inside], coverages).assign(subject=subject)
+    curve = agreement.risk_coverage(error, ensemble.variance[inside], 1 - set_aside)
+    return curve[["risk", "oracle"]].assign(set_aside=set_aside)
 
 
 def ensemble_draws(run: Run, pool: np.ndarray, subject: str, sizes: Sequence[int], draws: int, **about) -> pd.DataFrame:
