@@ -64,7 +64,8 @@ def found(place: Layout) -> str:
         head, _, rest = sentences[number].partition(": ")
         answers.append(f"**{head}:** {rest.replace(f'{MATCHED}, ', '')}")
     listed = "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, start=1))
-    return f"{whose}. {_tally(claims)}\n\n{listed}"
+    data_and_profile = ", ".join(whose.split(", ")[:2])  # how many subjects stands beside the numbers in docs/
+    return f"{data_and_profile}. {_tally(claims)}\n\n{listed}"
 
 
 def rows(place: Layout) -> str:
