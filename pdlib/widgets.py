@@ -3,7 +3,8 @@
 A viewer keeps its state in the kernel: a slider's move asks `draw` for a picture, and only the picture's bytes change.
 Pictures are drawn beforehand where there are few of them, and once each where there are many. What a notebook saves of
 a viewer is one output in two forms, the widget and a picture: JupyterLab shows the widget, and whatever has no kernel
-to move a slider by (papermill's copies, nbconvert, GitHub) shows the picture.
+to move a slider by (papermill's copies, nbconvert, GitHub) shows the picture. (ipyniivue draws volumes in the browser
+by WebGL; it leaves no such picture, and not every laptop of a workshop has WebGL.)
 """
 
 import base64
