@@ -175,6 +175,7 @@ def require(place: Layout, profile: Profile, jobs: Sequence[str]) -> None:
         "DATA": data["root"] if data["given"] else "",
         "CHANGES": json.dumps(profile.changes),
         "TARGETS": " ".join(missing),
+        "MEASURE": "0" if profile.reference else "1",  # what a lesson needs takes less time than its estimate is worth
     }
     inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     here = Path(sys.executable)

@@ -403,3 +403,5 @@ def test_earlier_notebooks_are_asked_for_with_the_values_as_they_are(tmp_path, m
     assert asked.pop("TARGETS") == "03_train_ddpm 02_train_segmenters.attention_unet_0"
     assert yaml.safe_load(asked.pop("CHANGES")) == {"chain": {"eta": 0.0}}
     assert asked == {"PROFILE": "smoke", "FOLDS": "2", "OUT": str(place.out), "DATA": "/data #2"}
+    workflow.require(place_of(load_profile("lesson"), str(tmp_path)), load_profile("lesson"), ["01_prepare_data"])
+    assert [how["env"]["MEASURE"] for _, how in calls] == ["1", "0"], "a lesson's minute is not worth an estimate"
