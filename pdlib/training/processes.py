@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pdlib.training.fit import Fit
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it remarks on its settings, in red in a notebook
+warnings.filterwarnings("ignore", message="The `srun` command is available")  # as above, where SLURM is installed
 
 
 def build_fabric(device: torch.device, precision: str) -> Fabric:
