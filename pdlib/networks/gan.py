@@ -67,21 +67,23 @@ class ConditionalGan(nn.Module):
         streams: Streams | None = None,
         *,
         real: Tensor | None = None,
+        mismatched: Tensor | None = None,
         fresh: Tensor | None = None,
         diffuse: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor | Scores:
         """A draw of x by each row's stream. [N, in, H, W] -> [N, out, H, W] float32. ValueError without streams.
 
-        With what training needs, the discriminator's scores: `real` masks [N, out, H, W], Gaussian numbers `fresh`
-        [N, scales, H, W] for the generator, and `diffuse` from masks in 0..1 to states at that index.
+        With what training needs, the discriminator's scores: each image's `real` state at that index [N, out, H, W]
+        and another's, `mismatched`, Gaussian numbers `fresh` [N, scales, H, W] for the generator, and `diffuse` from
+        masks in 0..1 to states.
         """
         if real is None:
             streams, size = require_streams(streams), image.shape[-2:]
             mask = self.draw_mask(image, noise.normal(streams, noise.LATENT, len(self.noise_scales), *size))
             eps = noise.normal(streams, noise.START, *mask.shape[1:])
             return self.background + (self.lesion - self.background) * mask + self.deviation * eps
-        drawn, x = diffuse(self.draw_mask(image, fresh)), diffuse(real)
-        drawn, real, mismatched = (torch.cat([image, one], dim=1) for one in (drawn, x, x.roll(1, 0)))
+        drawn = diffuse(self.draw_mask(image, fresh))
+        drawn, real, mismatched = (torch.cat([image, one], dim=1) for one in (drawn, real, mismatched))
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         fooled = self._judge(lambda seen: functional_call(self.discriminator, frozen, seen), drawn)
         judged = self._judge(self.discriminator, torch.cat([drawn.detach(), real, mismatched]))

@@ -13,12 +13,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What an update sees: image [B, 2, h, w], mask [B, C, h, w] in {0, 1}, its number and its own generator."""
+    """What an update sees: image [B, 2, h, w], mask [B, C, h, w] in {0, 1}, its number and its own generator.
+
+    Processes that share an update see every processes-th image of one whole batch, each from its rank on. What is
+    random each of them draws for the whole batch, from a generator in the same state, and keeps its own images'
+    numbers: so these do not depend on how many processes there are.
+    """
 
     image: Tensor
     mask: Tensor
     step: int
     generator: torch.Generator
+    rank: int = 0
+    processes: int = 1
+    shared: "Batch | None" = None
+
+    def share(self, rank: int, processes: int) -> "Batch":
+        """What one of several processes sees of this whole batch."""
+        rows = slice(rank, None, processes)
+        return Batch(self.image[rows], self.mask[rows], self.step, self.generator, rank, processes, self)
+
+    @property
+    def whole(self) -> "Batch":
+        """The batch that this is a share of; one that nobody shares is whole itself."""
+        return self if self.shared is None else self.shared
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This process's rows of what has one for each image of the whole batch."""
+        return rows[self.rank :: self.processes]
+
+    def integers(self, high: int) -> Tensor:
+        """Random integers [B] below high, on the CPU."""
+        return self.own(torch.randint(high, (len(self.whole.mask),), generator=self.generator))
+
+    def uniform(self) -> Tensor:
+        """Random numbers [B] in 0..1, on the CPU."""
+        return self.own(torch.rand(len(self.whole.mask), generator=self.generator))
+
+    def normal(self, *shape: int) -> Tensor:
+        """Gaussian numbers [B, *shape] on the batch's device; a GPU does not wait for them."""
+        drawn = torch.randn((len(self.whole.mask), *shape), generator=self.generator)
+        return self.own(drawn).to(self.mask.device, non_blocking=True)
 
 
 class SliceBank:

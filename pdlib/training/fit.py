@@ -206,7 +206,7 @@ def update(learner: Learner, objective: Objective, batch: Batch) -> Losses:
     learner.network.train()
     for group in learner.optimizer.param_groups:
         group["lr"] = _learning_rate(batch.step, learner.fit)
-    torch.manual_seed(batch.generator.initial_seed())  # dropout draws from the global generator
+    torch.manual_seed(batch.generator.initial_seed() + batch.rank)  # dropout draws from the global generator
     parts = objective(learner.network, batch)
     learner.fabric.backward(sum(parts.values()))
     learner.optimizer.step()

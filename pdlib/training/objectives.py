@@ -1,4 +1,9 @@
-"""What the networks are trained to do: a function of the network and a batch, to named parts of a loss."""
+"""What the networks are trained to do: a function of the network and a batch, to named parts of a loss.
+
+Where processes share a batch, their parts' mean is the whole batch's part, and so are the gradients', but for soft Dice
+pooled over a batch (a segmenter's with `batch`, `reconstruction_objective`, the `dice_nats` of
+`probabilistic_objective`), which each process pools over its share.
+"""
 
 import math
 from collections.abc import Callable
@@ -77,15 +82,10 @@ def hybrid_objective(diffusion: Diffusion, t_max: int, vlb_weight: float) -> Obj
 
 def _diffused(diffusion: Diffusion, t_max: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_start, x_t [B, C, h, w] at random indices t [B] below t_max, and the noise in it."""
-    t = torch.randint(t_max, (len(batch.mask),), generator=batch.generator)
+    t = batch.integers(t_max)
     x_start = diffusion.codec.encode(batch.mask)
-    noise = _normal(x_start.shape, batch)
+    noise = batch.normal(*x_start.shape[1:])
     return x_start, formulas.q_sample(x_start, t, noise, diffusion.schedule), t, noise
-
-
-def _normal(shape: tuple[int, ...], batch: Batch) -> Tensor:
-    """Gaussian numbers of the batch's generator on the batch's device; a GPU does not wait for them."""
-    return torch.randn(shape, generator=batch.generator).to(batch.mask.device, non_blocking=True)
 
 
 def one_step_objective(
@@ -94,7 +94,7 @@ def one_step_objective(
     """ADDPM's last network: the mask from the state at index t_stop - 1, where the chain ends; loss(logit, mask)."""
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
-        noise = _normal(batch.mask.shape, batch)
+        noise = batch.normal(*batch.mask.shape[1:])
         x_t = formulas.q_sample(diffusion.codec.encode(batch.mask), t_stop - 1, noise, diffusion.schedule)
         seen = x_t if mask_only else torch.cat([batch.image, x_t], dim=1)
         return {"train_loss": loss(network(seen), batch.mask)}
@@ -123,11 +123,11 @@ def distillation_objective(
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
         reference, preseg = batch.mask.chunk(2, dim=1)
-        i = 2 * torch.randint(len(grid) // 2, (len(reference),), generator=batch.generator)
+        i = 2 * batch.integers(len(grid) // 2)
         t, between, s = stops[i], stops[i + 1], stops[i + 2]
-        guessed = (torch.rand(len(reference), generator=batch.generator) < preseg_share).to(reference.device)
+        guessed = (batch.uniform() < preseg_share).to(reference.device)
         x_start = diffusion.codec.encode(torch.where(guessed.reshape(-1, 1, 1, 1), preseg, reference))
-        x_t = formulas.q_sample(x_start, t, _normal(x_start.shape, batch), schedule)
+        x_t = formulas.q_sample(x_start, t, batch.normal(*x_start.shape[1:]), schedule)
         with torch.no_grad():
             x_s = teacher_step(batch.image, teacher_step(batch.image, x_t, t, between), between, s)
         x_star = formulas.distillation_target(x_t, x_s, t, s, schedule)
@@ -169,9 +169,9 @@ def start_matched_objective(diffusion: Diffusion, t_start: int, mixture: Mixture
     def objective(network: nn.Module, batch: Batch) -> Losses:
         reference, _ = batch.mask.chunk(2, dim=1)
         x_start, preseg = _with_presegs(diffusion, mixture, batch)
-        t = torch.randint(t_start + 1, (len(x_start),), generator=batch.generator)
+        t = batch.integers(t_start + 1)
         mean = formulas.start_matched_mean(x_start, preseg, t, t_start, diffusion.schedule)
-        x_t = formulas.q_sample(mean, t, _normal(x_start.shape, batch), diffusion.schedule)
+        x_t = formulas.q_sample(mean, t, batch.normal(*x_start.shape[1:]), diffusion.schedule)
         output = network(torch.cat([batch.image, preseg, x_t], dim=1), t.to(x_t.device, non_blocking=True))
         return {"train_loss": _cross_entropy(output.float(), reference)}
 
@@ -191,9 +191,9 @@ def refiner_objective(diffusion: Diffusion, mixture: Mixture, loss: Callable[[Te
 
 def _with_presegs(diffusion: Diffusion, mixture: Mixture, batch: Batch) -> tuple[Tensor, Tensor]:
     """References and the pre-segmentations to train with, both encoded, [B, C, h, w]."""
-    reference, preseg = batch.mask.chunk(2, dim=1)
+    reference, preseg = batch.whole.mask.chunk(2, dim=1)
     mixed = mixed_presegs(reference, preseg, mixture, batch.generator)
-    return diffusion.codec.encode(reference), diffusion.codec.encode(mixed)
+    return diffusion.codec.encode(batch.own(reference)), diffusion.codec.encode(batch.own(mixed))
 
 
 def probabilistic_objective(beta: float, warmup_steps: int, dice_nats: float) -> Objective:
@@ -206,7 +206,7 @@ def probabilistic_objective(beta: float, warmup_steps: int, dice_nats: float) ->
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
         mask = batch.mask
-        logit, kl = network(batch.image, mask=mask, fresh=_normal((len(mask), network.latent), batch))
+        logit, kl = network(batch.image, mask=mask, fresh=batch.normal(network.latent))
         logit, weight = logit.float(), beta * min(1.0, (batch.step + 1) / warmup_steps)
         cross_entropy = nn.functional.binary_cross_entropy_with_logits(logit, mask, reduction="sum") / len(mask)
         losses = {"reconstruction_loss": cross_entropy, "kl_loss": weight * kl.mean()}
@@ -236,14 +236,15 @@ def adversarial_objective(diffusion: Diffusion, t_prime: int, mismatched_steps: 
     softplus = nn.functional.softplus
 
     def objective(network: nn.Module, batch: Batch) -> Losses:
-        noise = _normal(batch.mask.shape, batch)
-        scales = len(network.noise_scales)
-        fresh = _normal((len(noise), scales, *noise.shape[2:]), batch)
+        noise = batch.whole.normal(*batch.mask.shape[1:])
+        fresh = batch.normal(len(network.noise_scales), *batch.mask.shape[2:])
 
-        def diffuse(mask: Tensor) -> Tensor:
+        def diffuse(mask: Tensor, noise: Tensor) -> Tensor:
             return formulas.q_sample(diffusion.codec.encode(mask), t_prime - 1, noise, diffusion.schedule)
 
-        scores = network(batch.image, real=batch.mask, fresh=fresh, diffuse=diffuse)
+        states = diffuse(batch.whole.mask, noise)
+        shown = {"real": batch.own(states), "mismatched": batch.own(states.roll(1, 0))}
+        scores = network(batch.image, fresh=fresh, diffuse=lambda mask: diffuse(mask, batch.own(noise)), **shown)
         fooled, drawn, real, mismatched = (score.float() for score in scores)
         share = 0.5 * max(0.0, 1 - batch.step / mismatched_steps)
         refused = (1 - share) * softplus(drawn).mean() + share * softplus(mismatched).mean()

@@ -26,15 +26,10 @@ def build_fabric(device: torch.device, precision: str) -> Fabric:
 
 
 def share(bank: SliceBank, step: int, fit: "Fit", fabric: Fabric) -> Batch:
-    """What this process sees of an update: its share of the same crops, however many processes there are.
+    """What this process sees of an update: its share of the same crops and random numbers, however many share them.
 
-    What else is drawn for them (t, noise, dropout) is the process's own. ValueError where the batch cannot be shared
-    equally.
+    Its dropout is its own, and batch norm sees its images alone. ValueError where the batch cannot be shared equally.
     """
-    rank, processes, batch = fabric.global_rank, fabric.world_size, bank.draw(step, 0, fit)
-    if processes == 1:
-        return batch
-    if fit.batch_size % processes:
-        raise ValueError(f"batch_size {fit.batch_size}: {processes} processes cannot share it equally")
-    own = bank.draw(step, rank, fit).generator
-    return Batch(batch.image[rank::processes], batch.mask[rank::processes], step, own)
+    if fit.batch_size % fabric.world_size:
+        raise ValueError(f"batch_size {fit.batch_size}: {fabric.world_size} processes cannot share it equally")
+    return bank.draw(step, 0, fit).share(fabric.global_rank, fabric.world_size)

@@ -15,8 +15,7 @@ from pdlib.paths import PACKAGE, ROOT, layout
 from pdlib.training.weights import Weights
 
 SMALL, OURS = Path(__file__).with_name("small_training.py"), PACKAGE / "study" / "train.py"
-SAME_NOISE = 1e-4  # relative: the same batches, their gradients added up in another order
-OTHER_NOISE = 0.35  # relative, of mean losses: the second process draws its own t and noise
+TOLERANCE = 1e-4  # relative: the same crops, t and noise, their gradients added up in another order
 
 
 def fabric_run(processes: int, script: Path, *words: object) -> subprocess.CompletedProcess:
@@ -56,7 +55,7 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(tmp_path, alone, le
     assert together.card["recipe"] == alone.card["recipe"] and together.card["done"] == alone.card["done"]
     expected = curve(alone)
     assert expected["train_loss"].iloc[-1] < 0.9 * expected["train_loss"].iloc[0], "it learns"
-    assert curve(together).to_dict() == pytest.approx(expected.to_dict(), rel=SAME_NOISE)
+    assert curve(together).to_dict() == pytest.approx(expected.to_dict(), rel=TOLERANCE)
     for name, tensor in alone.tensors.items():
         assert torch.allclose(together.tensors[name], tensor, rtol=1e-3, atol=1e-4), name
 
@@ -77,7 +76,7 @@ def test_a_denoiser_of_the_study_trains_on_two_processes_and_the_notebook_s_own_
     ours = Weights.read(folder / "last.safetensors")
     assert ours.card["recipe"] == notebook.card["recipe"], "the notebook would go on from it"
     losses = [curve(checkpoint)["train_loss"] for checkpoint in (notebook, ours)]
-    assert losses[1].to_dict() == pytest.approx(losses[0].to_dict(), rel=OTHER_NOISE)
+    assert losses[1].to_dict() == pytest.approx(losses[0].to_dict(), rel=TOLERANCE)
     written = (folder / "last.safetensors").stat().st_mtime_ns
     assert fabric_run(1, OURS, "denoiser_0", "smoke", "--out", out).returncode == 0
     assert (folder / "last.safetensors").stat().st_mtime_ns == written, "it is trained"
