@@ -31,6 +31,7 @@ class Asked:
         folds: the test folds, one graph each.
         pooled: whether all folds are pooled at the end.
         data: the folder of the cases, absolute; empty for the phantom.
+        cases: how many lie there.
         out: the output root, absolute.
         cores: how many there are for jobs; on a cluster, how many jobs at a time, None: as its profile says.
         cluster: the folder of a Snakemake profile that runs the jobs elsewhere, absolute; None: they run here.
@@ -43,6 +44,7 @@ class Asked:
     folds: tuple[int, ...]
     pooled: bool
     data: str
+    cases: int
     out: Path
     cores: int | None
     cluster: Path | None
@@ -56,8 +58,7 @@ class Asked:
         given = {key: given.get(f"PDLIB_{key}", "") for key in KEYS}
         profile = load_profile(given["PROFILE"] or "cpu", _changes(given["CHANGES"]))
         data = _folder("DATA", given["DATA"])
-        if data and not os.path.isdir(data):
-            raise ValueError(f"DATA={given['DATA']}: no such folder")
+        cases = _count_cases(data) if data else 0
         profile.repeats.require_phantom(data)
         out = Path(_folder("OUT", given["OUT_FOLDER"] or (REAL_DATA if data else ".")))
         _require_writable(out)
@@ -69,6 +70,7 @@ class Asked:
             tuple(chosen_folds(profile, given["FOLDS"])),
             given["FOLDS"].strip() == "all",
             data,
+            cases,
             out,
             None if cluster and not given["CORES"] else _cores(given["CORES"]),
             cluster,
@@ -118,6 +120,16 @@ def _folder(name: str, given: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name}={given.encode(errors='backslashreplace').decode()}: not a UTF-8 name") from None
     return given and os.path.realpath(given)
+
+
+def _count_cases(data: str) -> int:
+    """How many cases lie in a folder; ValueError where it is none, or holds none. Their files are not read."""
+    from pdlib.data.wmh import find_cases  # a typo elsewhere need not wait for scipy
+
+    try:
+        return len(find_cases(data))
+    except ValueError as error:
+        raise ValueError(f"DATA={error}") from None
 
 
 def _require_writable(out: Path) -> None:
@@ -176,6 +188,8 @@ def run_graph(asked: Asked) -> int:
     (fold,) = asked.folds
     place, words = asked.place(fold), f"make reproduce PROFILE={asked.profile.name} FOLDS={fold}"
     config = place.runs / ".graph.json"
+    if asked.data:
+        print(f"{asked.cases} cases in {asked.data!r}", flush=True)
     if asked.dry:
         write_whole(config, json.dumps(graph_settings(asked)))
         return snakemake(asked, config)

@@ -100,6 +100,7 @@ def test_light_modules_load_neither_torch_nor_monai():
 @pytest.mark.parametrize(("given", "out"), [({}, "."), ({"DATA": "."}, "real-data"), ({"DATA": ".", "OUT": "y"}, "y")])
 def test_real_data_never_write_over_the_committed_phantom(given, out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "wmh.nii.gz").touch()  # a case, as far as a plan goes
     names = {"DATA": "PDLIB_DATA", "OUT": "PDLIB_OUT_FOLDER"}
     asked = Asked.of({names[key]: value for key, value in given.items()})
     assert asked.out == (tmp_path / out).resolve() and bool(asked.data) == bool(given)

@@ -70,6 +70,13 @@ def clone(tmp_path) -> Path:
     return clone
 
 
+def with_a_case(folder: Path) -> str:
+    """A folder of data that holds a case, whose files nobody reads."""
+    folder.mkdir(parents=True)
+    (folder / "wmh.nii.gz").touch()
+    return str(folder)
+
+
 MAKE = ["make", "--no-print-directory", "reproduce", "READY=", f"PYTHON={sys.executable}", "CORES=2", "MEASURE=0"]
 
 
@@ -93,8 +100,7 @@ def jobs_told(done: subprocess.CompletedProcess) -> dict[str, dict]:
 # What the user gives is data.
 @pytest.mark.parametrize(("data", "out"), UNKIND)
 def test_what_arrives_is_what_was_asked(tmp_path, data, out):
-    asked = {"data": str(tmp_path.joinpath("data", *data)), "out": str(tmp_path.joinpath("runs", *out))}
-    os.makedirs(asked["data"])
+    asked = {"data": with_a_case(tmp_path.joinpath("data", *data)), "out": str(tmp_path.joinpath("runs", *out))}
     given = (f"{name.upper()}={path}" for name, path in asked.items())
     done = make(ROOT, "PROFILE=smoke", "DRY=1", "TARGETS=01_prepare_data", *given)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,23 +111,36 @@ def test_what_arrives_is_what_was_asked(tmp_path, data, out):
 
 
 def test_names_in_the_environment_arrive_with_their_blanks(tmp_path):
-    data, out = tmp_path / "  data  ", tmp_path / " $(shell touch pwned) "
-    data.mkdir()
-    done = make(ROOT, "DRY=1", "TARGETS=01_prepare_data", PROFILE="smoke", DATA=str(data), OUT=str(out))
+    data, out = with_a_case(tmp_path / "  data  "), tmp_path / " $(shell touch pwned) "
+    done = make(ROOT, "DRY=1", "TARGETS=01_prepare_data", PROFILE="smoke", DATA=data, OUT=str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     told = jobs_told(done)["01_prepare_data"]
-    assert (told["data"], told["out"]) == (str(data), str(out)) and not (ROOT / "pwned").exists()
+    assert (told["data"], told["out"]) == (data, str(out)) and not (ROOT / "pwned").exists()
+
+
+def test_the_cases_of_a_folder_are_counted_and_one_without_any_is_refused_before_a_plan(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    (data / "Utrecht" / "0").mkdir(parents=True)
+    (data / "Utrecht" / "0" / "T1.nii.gz").touch()
+    asked = "PROFILE=smoke", "DRY=1", "TARGETS=01_prepare_data", f"DATA={data}", f"OUT={out}"
+    refused = make(ROOT, *asked)
+    ours, makes = refused.stderr.splitlines()
+    assert refused.returncode != 0 and ours.startswith(f"make reproduce: DATA={data}: no case found") and makes
+    assert not refused.stdout and not out.exists()
+    for number in (3, 7):
+        with_a_case(data / "Utrecht" / str(number))
+    done = make(ROOT, *asked)
+    assert done.returncode == 0 and f"2 cases in '{data}'" in done.stdout.splitlines()
 
 
 def test_a_job_runs_in_an_unkind_clone_into_an_unkind_folder_with_a_long_tmpdir(tmp_path, clone):
-    deep, out, data = tmp_path / ("long" * 30), tmp_path / "out {y} #'", tmp_path / 'data $(id) "'
+    deep, out, data = tmp_path / ("long" * 30), tmp_path / "out {y} #'", with_a_case(tmp_path / 'data $(id) "')
     deep.mkdir()
-    data.mkdir()
     asked = f"DATA={data}", f"OUT={out}", "TARGETS=02_train_segmenters.attention_unet_0"
     done = make(clone, "PROFILE=smoke", *asked, TMPDIR=str(deep))
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads((out / "runs" / "smoke" / "cases.json").read_text(encoding="utf-8"))
-    here = {"data": str(data), "out": str(out), "cwd": str(clone / "notebooks"), "wait": "PASSIVE"}
+    here = {"data": data, "out": str(out), "cwd": str(clone / "notebooks"), "wait": "PASSIVE"}
     assert seen == here
     place = Layout(out, "smoke")
     assert place.done("02_train_segmenters.attention_unet_0").exists()
@@ -224,7 +243,7 @@ def test_jobs_run_again_for_their_code_and_their_settings_alone(tmp_path, clone)
 
     assert would_run("CHANGES={chain: {eta: 0.0}}") == set(), "networks that the changes leave alone are the profile's"
     assert would_run("CHANGES={segmenters: {fit: {steps: 10}}}") == {"01_prepare_data", target}, "a place of its own"
-    assert would_run(f"DATA={clone}") == {"01_prepare_data", target}, "other data"
+    assert would_run(f"DATA={with_a_case(tmp_path / 'data')}") == {"01_prepare_data", target}, "other data"
 
     cells = nbformat.read(train, as_version=4)
     cells.cells[1].source += "\nprint('more')"
