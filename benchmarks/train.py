@@ -27,7 +27,7 @@ class Ours:
         self.learner, self.bank, self.step = Learner(plain, fit, DEVICE, precision), bank.to(DEVICE), 0
 
     def __call__(self) -> torch.Tensor:
-        batch = self.bank.draw(self.step, 0, self.learner.fit)
+        batch = self.bank.draw(self.step, self.learner.fit)
         self.step += 1
         return update(self.learner, OBJECTIVE, batch)["train_loss"]
 
@@ -44,7 +44,7 @@ class Plain:
         self.optimizer = torch.optim.Adam(self.network.parameters(), **how)
 
     def __call__(self) -> torch.Tensor:
-        batch = self.bank.draw(self.step, 0, self.fit)
+        batch = self.bank.draw(self.step, self.fit)
         batch = replace(batch, image=batch.image.to(DEVICE), mask=batch.mask.to(DEVICE))
         with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=self.half):
             loss = OBJECTIVE(self.network, batch)["train_loss"]

@@ -229,7 +229,7 @@ def updates(trial: Trial, network: nn.Module, compute: Compute) -> Callable[[int
     def update(batch_size: int) -> Callable[[], None]:
         fit = training.Fit(**trial.fit.model_dump() | {"batch_size": batch_size}, seed=0)
         learner = training.Learner(network, fit, compute.device, compute.precision)
-        return lambda: training.update(learner, trial.objective, bank.draw(0, 0, fit))
+        return lambda: training.update(learner, trial.objective, bank.draw(0, fit))
 
     return update
 

@@ -57,7 +57,7 @@ class Batch:
 
 
 class SliceBank:
-    """Training slices in memory; the batch of an update depends on (seed, step, rank) alone, so a resume is exact.
+    """Training slices in memory; the batch of an update depends on (seed, step) alone, so a resume is exact.
 
     Args:
         images: slices [2, H, W] float32, of any sizes; any number of channels, the same for all.
@@ -74,9 +74,9 @@ class SliceBank:
         """The same slices in the memory of a device, where they are then cropped and stacked."""
         return SliceBank([one.to(device) for one in self.images], [one.to(device) for one in self.masks], self.dropped)
 
-    def draw(self, step: int, rank: int, fit: "Fit") -> Batch:
+    def draw(self, step: int, fit: "Fit") -> Batch:
         """Random crops of random slices, and the generator for whatever else the update draws."""
-        seed = np.random.SeedSequence((fit.seed, step, rank)).generate_state(1, np.uint64)[0]
+        seed = np.random.SeedSequence((fit.seed, step)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed) >> 1)
         pairs = [self._crop(*one, fit, generator) for one in self._slices(fit.batch_size, generator)]
         image, mask = torch.stack(pairs).tensor_split([len(self.images[0])], dim=1)

@@ -32,4 +32,4 @@ def share(bank: SliceBank, step: int, fit: "Fit", fabric: Fabric) -> Batch:
     """
     if fit.batch_size % fabric.world_size:
         raise ValueError(f"batch_size {fit.batch_size}: {fabric.world_size} processes cannot share it equally")
-    return bank.draw(step, 0, fit).share(fabric.global_rank, fabric.world_size)
+    return bank.draw(step, fit).share(fabric.global_rank, fabric.world_size)

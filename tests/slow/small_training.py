@@ -42,7 +42,7 @@ def train(folder: Path, on_step: OnStep, size: int = 12) -> None:
 
     def validate(average):
         with torch.no_grad():
-            return {"score": -float(objective(average, bank.draw(0, 0, plan))["train_loss"])}
+            return {"score": -float(objective(average, bank.draw(0, plan))["train_loss"])}
 
     fit_network(network, objective, bank, validate, training)
 

@@ -132,7 +132,7 @@ def test_two_updates_two_calls_and_scores_in_the_counted_memory(three, volumes, 
     objective = diffusion_objective(diffusion, settings.t_max)
     first = [one.detach().clone() for one in learner.network.parameters()]
     for step in range(2):
-        training.update(learner, objective, bank.draw(step, 0, how))
+        training.update(learner, objective, bank.draw(step, how))
     assert all(torch.isfinite(one).all() for one in learner.network.parameters())
     assert any(not torch.equal(*pair) for pair in zip(first, learner.network.parameters(), strict=True))
     grown = peak_bytes() - before

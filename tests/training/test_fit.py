@@ -50,7 +50,7 @@ def small_network():
 
 
 def likelihood(network):
-    batch = small_bank().draw(0, 0, PLAN)
+    batch = small_bank().draw(0, PLAN)
     image, mask = batch.image, batch.mask
     with torch.no_grad():
         return {"score": -float(nn.functional.binary_cross_entropy_with_logits(network(image), mask))}
@@ -419,9 +419,9 @@ def test_an_update_does_not_wait_for_the_gpu():
     device = torch.device("cuda")
     bank, learner = small_bank().to(device), Learner(small_network(), PLAN, device, "32-true")
     objective = segmentation_objective(nn.functional.binary_cross_entropy_with_logits)
-    update(learner, objective, bank.draw(0, 0, PLAN))  # sets up what waits once
+    update(learner, objective, bank.draw(0, PLAN))  # sets up what waits once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        update(learner, objective, bank.draw(1, 0, PLAN))
+        update(learner, objective, bank.draw(1, PLAN))
     finally:
         torch.cuda.set_sync_debug_mode("default")
