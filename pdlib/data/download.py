@@ -8,6 +8,7 @@ import argparse
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -30,7 +31,8 @@ TRAINING = ("training/", "additional_annotations/")
 CONNECTIONS = 3
 PATIENCE = (10, 60)  # seconds to connect, and of silence
 LONGEST_WAIT = 120  # seconds that a server's Retry-After is followed
-ATTEMPTS = 5  # at a file that arrives cut or changed, and of a request that is turned away
+ATTEMPTS = 5  # at a file or a list that arrives cut or changed, and of a request that is turned away
+PAUSE = 2  # seconds, after a list that arrived so
 SPARE = 1.05  # of the bytes to come, that have to be free
 _LEFT = re.compile(r"tmp[a-z0-9_]{8}")  # what pooch was writing when it was killed
 
@@ -54,6 +56,18 @@ class _DataFile(BaseModel):
 class _Entry(BaseModel):
     directoryLabel: str = ""
     dataFile: _DataFile
+
+
+class _Version(BaseModel):
+    files: list[_Entry]
+
+
+class _DataSet(BaseModel):
+    latestVersion: _Version
+
+
+class _Listing(BaseModel):
+    data: _DataSet
 
 
 class Remote(BaseModel):
@@ -84,15 +98,42 @@ def open_session() -> requests.Session:
     return session
 
 
+def address(server: str) -> str:
+    """Where a server's list of files is."""
+    return f"{server}/api/datasets/:persistentId/?persistentId={DATASET}"
+
+
 def listing(session: requests.Session, server: str = SERVER) -> list[Remote]:
     """Every file of the data set. DownloadError where there is no such list, or a file in it would leave the folder."""
-    address = f"{server}/api/datasets/:persistentId/?persistentId={DATASET}"
     try:
-        answer = session.get(address, timeout=PATIENCE)
+        entries = _Listing.model_validate(_arrived(session, address(server), ATTEMPTS)).data.latestVersion.files
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = f"{'.'.join(map(str, first['loc'])) or 'the answer'}: {first['msg']}"
+    except requests.JSONDecodeError as error:
+        cause = f"not JSON: {error}"
+    except requests.RequestException as error:
+        cause = str(error)
+    else:
+        return _remotes(entries, server)
+    raise DownloadError(f"{address(server)}: no list of files ({' '.join(cause.split())[:300]})")
+
+
+def _arrived(session: requests.Session, url: str, attempts: int) -> object:
+    """What a JSON answer holds. One that arrives cut is asked for again; a refusal is the session's to try again."""
+    with session.get(url, timeout=PATIENCE, stream=True) as answer:
         answer.raise_for_status()
-        entries = [_Entry.model_validate(one) for one in answer.json()["data"]["latestVersion"]["files"]]
-    except (requests.RequestException, ValidationError, KeyError, TypeError, ValueError) as error:
-        raise DownloadError(f"{address}: no list of files ({' '.join(str(error).split())[:300]})") from None
+        try:
+            return answer.json()
+        except requests.RequestException:
+            if attempts == 1:
+                raise
+    time.sleep(PAUSE)
+    return _arrived(session, url, attempts - 1)
+
+
+def _remotes(entries: Iterable[_Entry], server: str) -> list[Remote]:
+    """Entries of the list as files; DownloadError for one that cannot be checked or would leave the folder."""
     found = {}
     for entry in entries:
         file = entry.dataFile
@@ -205,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         files = wanted(listing(session, given.server), all_parts=given.with_test, large=given.with_3dt1)
         if not files:
-            raise DownloadError(f"{given.server}: the list holds no file of the challenge")
+            raise DownloadError(f"{address(given.server)}: the list holds no file of the challenge")
         total = sum(file.size for file in files)
         with tqdm(total=total, unit="B", unit_scale=True, desc=f"{len(files)} files") as bar:
             failed = fetch(files, given.folder, session, bar.update)

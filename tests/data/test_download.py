@@ -26,11 +26,12 @@ FILES = {  # place: content
     "test/Utrecht/1/pre/T1.nii.gz": b"test" * 100,
     "readme.txt": b"hello",
 }
+LIST = "the list"
 USUAL = [place for place in FILES if "3DT1" not in place and "/orig/" not in place][:4]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves FILES by number. faults: for a place, what goes wrong at the first requests, one after another."""
+    """Serves LIST, and FILES by number. faults: of a place, what goes wrong at the first requests, one by one."""
 
     daemon_threads = True
 
@@ -41,7 +42,8 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def listed(self):
-        return self.entries if self.entries is not None else [entry(*one) for one in enumerate(FILES.items())]
+        files = self.entries if self.entries is not None else [entry(*one) for one in enumerate(FILES.items())]
+        return json.dumps({"data": {"latestVersion": {"files": files}}}).encode()
 
 
 def entry(number, file, **changes):
@@ -59,10 +61,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        if self.path.startswith("/api/datasets/"):
-            return self.send(json.dumps({"data": {"latestVersion": {"files": self.server.listed()}}}).encode())
-        place = list(FILES)[int(self.path.rsplit("/", 1)[1])]
-        content, faults = FILES[place], self.server.faults.get(place, [])
+        listed = self.path.startswith("/api/datasets/")
+        place = LIST if listed else list(FILES)[int(self.path.rsplit("/", 1)[1])]
+        content, faults = self.server.listed() if listed else FILES[place], self.server.faults.get(place, [])
         fault = faults[self.server.asked[place]] if self.server.asked[place] < len(faults) else None
         self.server.asked[place] += 1
         if fault in (429, 503):
@@ -85,6 +86,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send(content[:10], length=len(content))
             time.sleep(1.5)
             self.close_connection = True
+        elif fault == "silent":
+            time.sleep(1.5)
+            self.close_connection = True
+        elif fault == "closed":
+            self.close_connection = True
+        elif fault == "tomorrow":
+            self.send(b"busy", 503, {"Retry-After": "86400"})
+        elif isinstance(fault, bytes):
+            self.send(fault)
         else:
             self.send(content)
 
@@ -101,6 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(download, "PATIENCE", (0.5, 0.5))
+    monkeypatch.setattr(download, "PAUSE", 0)
     monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))
     running = Server()
     yield running
@@ -121,7 +132,7 @@ def test_what_is_read_is_fetched_and_a_second_call_asks_for_no_file(server, tmp_
     assert there(tmp_path) == {place: FILES[place] for place in USUAL}
     assert "4 of 4 files are there" in capsys.readouterr().out
     before = server.asked.copy()
-    assert run(server, tmp_path) == 0 and server.asked == before
+    assert run(server, tmp_path) == 0 and server.asked - before == Counter({LIST: 1})
 
 
 @pytest.mark.parametrize(
@@ -133,12 +144,52 @@ def test_more_is_fetched_where_asked_for(server, tmp_path, option, more):
     assert set(there(tmp_path)) == {*USUAL, more}
 
 
-@pytest.mark.parametrize("fault", [429, 503, "redirect", "cut", "short", "long", "changed", "stall"])
-def test_a_fault_that_passes_is_overcome(server, tmp_path, fault):
-    server.faults = {f"{PHILIPS}/T1.nii.gz": [fault] * (2 if fault != "stall" else 1)}
+PASSING = [429, 503, "redirect", "cut", "short", "long", "changed", "stall", "silent", "closed"]
+
+
+@pytest.mark.parametrize("place", [LIST, f"{PHILIPS}/T1.nii.gz"], ids=["list", "file"])
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_is_overcome(server, tmp_path, fault, place):
+    server.faults = {place: [fault] * (2 if fault not in ("stall", "silent") else 1)}
     assert run(server, tmp_path) == 0
     assert there(tmp_path) == {place: FILES[place] for place in USUAL}
     assert all(later - earlier > 0.9 for earlier, later in pairwise(server.turned_away)), "it waits as it is asked to"
+
+
+@pytest.mark.parametrize("place", [LIST, f"{PHILIPS}/T1.nii.gz"], ids=["list", "file"])
+def test_a_server_that_asks_for_a_day_is_asked_again_sooner(server, tmp_path, place, monkeypatch):
+    monkeypatch.setattr(download, "LONGEST_WAIT", 0.1)
+    server.faults = {place: ["tomorrow"]}
+    assert run(server, tmp_path) == 0 and there(tmp_path) == {place: FILES[place] for place in USUAL}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "requests"),
+    [
+        (429, "too many 429 error responses", 3),
+        (503, "too many 503 error responses", 3),
+        ("closed", "RemoteDisconnected", 3),
+        ("silent", "timed out", 3),
+        ("stall", "timed out", 2),
+        ("cut", "IncompleteRead", 2),
+        ("short", "not JSON", 2),
+        (b"<html>Down for maintenance</html>", "not JSON", 2),
+        (b'{"status": "OK", "data": {}}', "data.latestVersion: Field required", 1),
+        (b"[]", "the answer: Input should be", 1),
+        (b'{"data": {"latestVersion": {"files": [{"label": "a"}]}}}', "files.0.dataFile: Field required", 1),
+        (b'{"data": {"latestVersion": {"files": []}}}', "the list holds no file of the challenge", 1),
+        ("gone", "404 Client Error", 1),
+    ],
+)
+def test_without_a_list_one_line_names_its_address_and_the_cause_and_nothing_is_written(
+    server, tmp_path, monkeypatch, capsys, fault, said, requests
+):
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    server.faults = {LIST: [fault] * 9}
+    assert run(server, tmp_path / "data") == 2 and not (tmp_path / "data").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {server.address}/api/datasets/:persistentId/?persistentId=doi:10.34894/AECRSD: ")
+    assert said in line and server.asked == Counter({LIST: requests})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +206,7 @@ def test_a_fault_that_stays_costs_one_file_which_is_named(server, tmp_path, faul
     server.faults = {}
     asked = server.asked.copy()
     assert run(server, tmp_path) == 0
-    assert server.asked - asked == Counter({bad: 1}), "the others are kept"
+    assert server.asked - asked == Counter({LIST: 1, bad: 1}), "the others are kept"
 
 
 def test_a_file_that_was_changed_or_left_half_is_fetched_again(server, tmp_path):
@@ -196,7 +247,7 @@ def test_a_name_that_would_leave_the_folder_ends_it_before_a_byte_is_fetched(ser
         ([entry(0, ("training/wmh.nii.gz", b"x"), checksum={"type": "MD5", "value": "0" * 40})], "MD5 checksum"),
         ([entry(0, ("training/wmh.nii.gz", b"x"), filesize="many")], "no list of files"),
         ([entry(0, ("training/wmh.nii.gz", b"x"))] * 2, "listed twice"),
-        ([], "no file of the challenge"),
+        ([entry(0, ("readme.txt", b"hello"))], "no file of the challenge"),
         ("busy", "no list of files"),
     ],
 )
@@ -209,7 +260,7 @@ def test_a_full_disk_is_told_before_a_byte_is_fetched(server, tmp_path, monkeypa
     usage = type("Usage", (), {"free": 1000})()
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
     assert run(server, tmp_path) == 2
-    assert "are to come" in capsys.readouterr().err and not server.asked
+    assert "are to come" in capsys.readouterr().err and server.asked == Counter({LIST: 1})
 
 
 def test_nothing_is_fetched_without_the_licence_and_no_server_is_told_in_one_line(tmp_path, capsys):
