@@ -1,174 +1,198 @@
-"""`kill -9` at twenty seeded points of a smoke `make reproduce`, and the tables of a run that was never killed."""
+"""`kill -9` at twenty points of a whole smoke `make reproduce`, and the tables of a run that was never killed."""
 
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from graph_run import start, tables
+from graph_run import processes, start, tables
 
-from pdlib.paths import DRAFT, layout
+from pdlib.graph import graph
+from pdlib.paths import DRAFT, PROFILE_JOBS, SHARED_JOBS, layout
+from pdlib.profiles import load_profile
 from pdlib.training.weights import Weights
 
-AFTER_JOBS = (0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 4, 5, 6, 7, 8, 8, 9, 9)  # how many of ten are done before a kill
-NETWORKS = ("attention_unet_0", "denoiser_0")  # trained at the same time, when one job is done
-WRITES = {True: (1, 5), False: (1, 12)}  # weights written until the kill while networks are trained; any files else
-BEST = "best.safetensors"
+KILLS, LEFT = 20, 4  # the kills, and how many jobs are left at the last one
+LATER = (1, 15)  # seconds from when so many jobs are done to a kill
 PATIENCE = 1800  # seconds to a kill, beside other work
+LAST_BREATH = 60  # seconds for an orphan to end
+KERNEL, JOB = "ipykernel_launcher", "pdlib.workflow"
+ONE = {"a kernel": KERNEL, "papermill": JOB, "Snakemake": "pdlib.reproduce"}  # victims that are a process alone
+GROUP = "the process group"  # what a terminal's end kills; kernels are in sessions of their own
+WRITING, DRAWING = "everything while a file is written", "everything while a table or a figure is written"
+VICTIMS = (GROUP, WRITING, "a kernel", "papermill", DRAWING, "Snakemake")  # in turn
+TRAINS, SAMPLES, DRAWS = "trains", "samples", "makes tables and figures"
 
 
-def python(process: psutil.Process) -> str:
-    """What a process of Python runs: a module or a notebook's kernel; "" for another process."""
+def words(process: psutil.Process) -> list[str]:
+    """The module of Python that a process runs, and what it was given; empty for another process."""
     with suppress(psutil.Error):
-        words = process.cmdline()
-        return words[2] if words[1:2] == ["-m"] else ""
-    return ""
+        command = process.cmdline()
+        return command[2:] if command[1:2] == ["-m"] else []
+    return []
 
 
-class Graph:
+def running(module: str, living: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in living if words(process)[:1] == [module]]
+
+
+def does(job: str) -> str:
+    """What a job of the graph does, as far as kills are to meet it."""
+    notebook, _, what = job.partition(".")
+    if notebook in SHARED_JOBS:
+        return "other"
+    return TRAINS if notebook in PROFILE_JOBS else SAMPLES if what else DRAWS
+
+
+@dataclass
+class Met:
+    """What kills have met: how often jobs of each kind, trainings halfway, writes that never ended, orphans."""
+
+    jobs: Counter[str] = field(default_factory=Counter)
+    halfway: int = 0
+    cut_off: int = 0
+    tables_cut_off: int = 0  # of these
+    orphans: int = 0
+
+
+class Run:
     """One run that is killed and begun again in the same folder."""
 
     def __init__(self, folder: Path):
-        self.out, self.log, self.run, self.begun = folder / "out", folder / "log", None, 0
+        self.out, self.log, self.times, self.met = folder / "out", folder / "log", 0, Met()
         self.place = layout("smoke", str(self.out))
-        self.processes: set[psutil.Process] = set()
+        self.stale: set[Path] = set()
 
     def begin(self) -> None:
-        self.run, self.begun = start(self.out, self.log), self.begun + 1
-
-    def living(self) -> list[psutil.Process]:
-        """The processes of the run as it stands, its kernels last."""
-        with suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(self.run.pid)
-            found = [parent, *parent.children(recursive=True)]
-            self.processes |= {*found}
-            return found
-        return []
-
-    def running(self, module: str) -> list[psutil.Process]:
-        return [process for process in self.living() if python(process) == module]
-
-    def files(self) -> dict[Path, int]:
-        """Everything that the run has written so far, and when."""
-        found = {}
-        for path in self.place.runs.rglob("*"):
-            with suppress(OSError):
-                found[path] = path.stat().st_mtime_ns
-        return found
+        self.make, self.times = start(self.out, self.log), self.times + 1
 
     def jobs_done(self) -> int:
         return len(list(self.place.done("x").parent.glob("*")))
 
-    def halfway(self) -> list[bool]:
-        """Of each training that has not ended, whether it has a checkpoint to go on from."""
-        folders = [self.place.weights(name) for name in NETWORKS]
-        ended = [(one / BEST).exists() and Weights.read(one / BEST).finished for one in folders]
-        return [(one / BEST).exists() for one, over in zip(folders, ended, strict=True) if not over]
+    def halfway(self) -> list[str]:
+        """The trainings that have a checkpoint to go on from."""
+        stored = self.place.weights("x").parent.glob("*/best.safetensors")
+        return [path.parent.name for path in stored if not Weights.read(path).finished]
 
-    def writes(self) -> Iterator[Path]:
-        """The files that appear or change from now on, as they do; the run is begun again where it has ended."""
-        before, ends = self.files(), time.monotonic() + PATIENCE
+    def drafts(self) -> list[Path]:
+        """The files that are not whole yet, but for stale ones, whose writers are dead."""
+        found = [Path(folder, name) for folder, _, names in os.walk(self.out) for name in names]
+        return [path for path in found if path.name.startswith(DRAFT) and path not in self.stale]
+
+    def shown(self, path: Path) -> bool:
+        """Whether a file belongs to a table or a figure."""
+        return not path.is_relative_to(self.place.runs)
+
+    def moments(self) -> Iterator[None]:
+        """Moments of the run, which is begun again where it has ended."""
+        ends = time.monotonic() + PATIENCE
         while time.monotonic() < ends:
-            if self.run.poll() is not None:
-                assert self.run.returncode, "the run has ended before the last kill"
+            if self.make.poll() is not None:
+                assert self.make.returncode, "the run has ended before the last kill"
                 self.begin()
-            now = self.files()
-            yield from (path for path, when in now.items() if before.get(path) != when)
-            before = now
-            time.sleep(0.002)
+            yield
         pytest.fail(f"nothing happens: {self.log.read_text()[-2000:]}")
 
 
-@contextmanager
-def nothing_left_running(graph: Graph) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        graph.living()
-        for process in graph.processes:
-            with suppress(psutil.Error):
-                process.kill()
-
-
-def kill_one(module: str) -> Callable[[Graph, np.random.Generator], bool]:
-    """Kill one of the run's processes of a module; False where there is none."""
-
-    def kill(graph: Graph, rng: np.random.Generator) -> bool:
-        found = graph.running(module)
-        if found:
-            found[rng.integers(len(found))].kill()
-        return bool(found)
-
-    return kill
-
-
-def kill_group(graph: Graph, rng: np.random.Generator) -> bool:
-    """Kill what a terminal's end would; kernels are in sessions of their own, and are orphaned."""
-    graph.living()
-    os.killpg(graph.run.pid, signal.SIGKILL)
-    return True
-
-
-def kill_all(graph: Graph, rng: np.random.Generator) -> bool:
-    """As when the machine loses its power."""
-    for process in graph.living():
+def kill(victims: list[psutil.Process]) -> None:
+    for process in victims:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def kill_group(run: Run, kernels: list[psutil.Process]) -> None:
+    """Kill the run's process group, and count the kernels that then live without the process that started them."""
+    parents, orphans, ends = {kernel: kernel.ppid() for kernel in kernels}, set(), time.monotonic() + 0.5
+    os.killpg(run.make.pid, signal.SIGKILL)
+    while time.monotonic() < ends:
+        for kernel, parent in parents.items():
+            with suppress(psutil.NoSuchProcess):
+                if kernel.ppid() != parent and kernel.status() != psutil.STATUS_ZOMBIE:
+                    orphans.add(kernel)
+        time.sleep(0.01)
+    run.met.orphans += len(orphans)
+
+
+def kill_everything(run: Run, living: list[psutil.Process], drafts: list[Path]) -> None:
+    """As when the machine loses its power; count the drafts that stay."""
+    kill(living[::-1])  # kernels, which write, are the youngest
+    while left := processes(run.out):
+        kill(left)
+    cut_off = [draft for draft in drafts if draft.exists()]
+    run.met.cut_off += len(cut_off)
+    run.met.tables_cut_off += sum(map(run.shown, cut_off))
+
+
+def strike(run: Run, victim: str, rng: np.random.Generator) -> bool:
+    """Kill the victim, if this is a moment to meet it."""
+    living = processes(run.out)
+    jobs = [Path(words(process)[2]).stem for process in running(JOB, living)]
+    if victim in ONE and (found := running(ONE[victim], living)):
+        kill([found[rng.integers(len(found))]])
+    elif victim == GROUP and (found := running(KERNEL, living)):
+        kill_group(run, found)
+    elif drafts := [draft for draft in run.drafts() if victim == WRITING or (victim == DRAWING and run.shown(draft))]:
+        kill_everything(run, living, drafts)
+    else:
+        return False
+    run.met.jobs.update(map(does, jobs))
+    run.met.halfway += bool(run.halfway())
+    print(f"{victim}, {run.jobs_done()} jobs done, beside {', '.join(jobs) or 'no job'}", flush=True)
     return True
 
 
-KILLS = {
-    "papermill": kill_one("pdlib.workflow"),
-    "Snakemake": kill_one("pdlib.reproduce"),
-    "a kernel": kill_one("ipykernel_launcher"),
-    "everything while a file is written": kill_all,
-    "the process group": kill_group,
-}
+def wait_and_kill(run: Run, jobs: int, victim: str, rng: np.random.Generator) -> None:
+    """Let the run go on until so many jobs are done and for some seconds more, and kill."""
+    for _ in run.moments():
+        if run.jobs_done() >= jobs:
+            break
+        time.sleep(0.2)
+    run.stale |= {*run.drafts()}
+    then = time.monotonic() + rng.uniform(*LATER)
+    for _ in run.moments():
+        if time.monotonic() >= then and strike(run, victim, rng):
+            break
+        time.sleep(0.005)
+    if victim not in ("a kernel", "papermill"):
+        run.make.wait()
 
 
-def wait(graph: Graph, jobs: int, victim: str, rng: np.random.Generator) -> Path:
-    """Let the run go on until so many jobs are done and some files more are written, and kill; the last of the files.
-
-    While networks are trained it is their files that count, so that a kill finds a training halfway.
-    """
-    count = int(rng.integers(*WRITES[jobs == 1]))
-    for path in graph.writes():
-        training = jobs == 1 and graph.halfway()
-        count -= graph.jobs_done() >= jobs and (path.suffix == ".safetensors" or not training)
-        writing = path.name.startswith(DRAFT) or "while" not in victim
-        if count <= 0 and writing and KILLS[victim](graph, rng):
-            return path
-    raise AssertionError("the run has ended")
+@contextmanager
+def killed(folder: Path) -> Iterator[Run]:
+    """A run that has been killed so often and has then come to its end; no process of it is left afterwards."""
+    run, rng = Run(folder), np.random.default_rng(20)
+    after = np.linspace(0, len(graph(load_profile("smoke"))) - LEFT, KILLS).astype(int)
+    try:
+        run.begin()
+        for count, (jobs, victim) in enumerate(zip(after, cycle(VICTIMS)), 1):
+            print(f"kill {count}: ", end="", flush=True)
+            wait_and_kill(run, jobs, victim, rng)
+        run.make.wait()
+        run.begin()
+        assert run.make.wait() == 0, run.log.read_text()[-4000:]
+        yield run
+    finally:
+        kill(processes(run.out))
 
 
 def test_twenty_kills_change_no_table(whole, tmp_path):
-    rng, graph, hit, halfway = np.random.default_rng(20), Graph(tmp_path), Counter(), 0
-    with nothing_left_running(graph):
-        graph.begin()
-        for jobs, victim in zip(AFTER_JOBS, cycle(KILLS)):
-            path = wait(graph, jobs, victim, rng)
-            halfway += any(graph.halfway())
-            hit[victim] += 1
-            about = f"{graph.jobs_done()} jobs done, at {path.parent.name}/{path.name}"
-            print(f"kill {hit.total()}: {victim}, {about}, trainings halfway: {graph.halfway()}", flush=True)
-            if victim not in ("papermill", "a kernel"):
-                graph.run.wait()
-        drafts = [path.name for path in graph.files() if path.name.startswith(DRAFT)]
-        graph.run.wait()
-        graph.begin()
-        assert graph.run.wait() == 0, graph.log.read_text()[-4000:]
-    told = ", ".join(f"{count} of {victim}" for victim, count in hit.items())
-    print(f"{hit.total()} kills ({told}); {halfway} met a training halfway, {len(drafts)} a write; {graph.begun} runs")
-    assert halfway and drafts, "kills have met both"
-    expected, found = (tables(root) for root in (whole, graph.out))
-    assert found.keys() == expected.keys() and len(found) >= 4
+    with killed(tmp_path) as run:
+        met = run.met
+        print(f"{KILLS} kills in {run.times} runs met {met}", flush=True)
+        psutil.wait_procs(processes(run.out), timeout=LAST_BREATH)
+        assert processes(run.out) == [], "orphans end by themselves"
+    assert {TRAINS, SAMPLES, DRAWS} <= met.jobs.keys() and met.halfway
+    assert met.cut_off > met.tables_cut_off > 0 and met.orphans > 0
+    expected, found = tables(whole), tables(run.out)
+    assert found.keys() == expected.keys() and len(found) >= 30
     assert [name for name in found if found[name] != expected[name]] == []
     for weights in layout("smoke", str(whole)).runs.rglob("*.safetensors"):
-        assert (graph.out / weights.relative_to(whole)).read_bytes() == weights.read_bytes(), weights.name
+        assert (run.out / weights.relative_to(whole)).read_bytes() == weights.read_bytes(), weights.name
