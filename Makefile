@@ -28,7 +28,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce confirm test test-slow test-browser bench data lab book weights plan workshop wheels readme verify clean
+.PHONY: help reproduce confirm test test-slow faults test-browser bench data lab book weights plan workshop wheels readme verify clean
 
 help:
 	@printf '%-33s %s\n' \
@@ -60,6 +60,7 @@ help:
 	"make bench" "speed, into results/bench_*.csv" \
 	"make test" "the tests" \
 	"make test-slow" "those that take hours: every notebook by itself, kills, a cluster" \
+	"make faults" "both, and the faults they put in, counted into results/faults.csv" \
 	"make test-browser" "notebooks in JupyterLab, in a real browser" \
 	"make clean" "removes the environment and the runs"
 
@@ -77,14 +78,18 @@ reproduce: $(READY)
 confirm: $(READY)
 	@"$(PYTHON)" -m pdlib.study.confirm
 
+FAULTS =
+faults: FAULTS = --faults results/faults.csv
+faults: test test-slow
+
 test: $(READY)
-	"$(PYTHON)" -m pytest -n 2 --dist loadfile tests --ignore tests/test_reproduce.py --ignore tests/browser --ignore tests/slow
+	"$(PYTHON)" -m pytest $(FAULTS) -n 2 --dist loadfile tests --ignore tests/test_reproduce.py --ignore tests/browser --ignore tests/slow
 	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 "$(PYTHON)" -m pytest -n 2 tests/kernels/test_kernels.py || test $$? -eq 5  # 5: no triton, so no test
-	"$(PYTHON)" -m pytest --capture no tests/test_reproduce.py
+	"$(PYTHON)" -m pytest $(FAULTS) --capture no tests/test_reproduce.py
 
 test-slow: $(READY)
 	.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra slurm
-	"$(PYTHON)" -m pytest --capture no tests/slow
+	"$(PYTHON)" -m pytest $(FAULTS) --capture no tests/slow
 
 test-browser: $(READY)
 	@command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; } \

@@ -29,6 +29,7 @@ COMMITTED = ROOT / "weights"  # networks that a clone comes with, laid out as th
 REFERENCE = "night"  # the profile whose networks lie at the top of weights/, and whose results README quotes
 RUN_TIMES = ROOT / "results" / "run_times.csv"  # columns profile, notebook, seconds
 SCALE = ROOT / "results" / "scale.csv"  # of `pdlib.study.scale`
+FAULTS = ROOT / "results" / "faults.csv"  # of `make faults`
 BENCHMARKS = ROOT / "results"  # bench_<question>_<device>.csv
 BEST_FIRST = ("paper", "scan", "gpu", "night", "cpu")  # profiles whose networks `segment` takes unasked
 QUESTIONS = ("ops", "step", "operators", "chain", "train")  # of `make bench`, in its order

@@ -33,7 +33,7 @@ PROFILE_FOLDERS = ("fold_*", "all_folds", "changed")  # other runs, below a prof
 WHOLE = {"git": dict, "packages": dict, "device": str, "seed": int, "data_fingerprint": str, "phantom": bool}
 WHOLE |= {"profile": str}  # with `changes`, and the configs/ of the commit, all settings
 VERSIONS = ("python", "numpy", "torch")
-WITHOUT_DATA = ("bench_*", "run_times", "scale")  # tables of speed and cost alone
+WITHOUT_DATA = ("bench_*", "run_times", "scale", "faults")  # tables of speed, cost and tests alone
 
 
 @dataclass(frozen=True)

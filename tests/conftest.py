@@ -36,6 +36,7 @@ from pdlib.training.objectives import (
 )
 from pdlib.training.weights import BUILDERS, load_weights, write_weights
 
+pytest_plugins = ["faults"]
 torch.set_num_threads(1)
 
 SHAPE = (20, 24, 5)  # x, y, z

@@ -55,6 +55,7 @@ def test_check_accepts_and_counts(tmp_path, capsys):
     assert "Zürich/a b." in second and count == "2 accepted, 0 refused"
 
 
+@pytest.mark.fault("bad images")
 def test_check_refuses_and_goes_on(tmp_path, capsys):
     save_case(tmp_path / "Utrecht" / "0")
     save_case(tmp_path / "Utrecht" / "1", seed=1)
@@ -107,8 +108,10 @@ def test_check_reads_with_the_settings_of_a_run(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("pdlib: unknown profile 'smook': choose one of ")
 
 
+@pytest.mark.fault("bad folders of data")
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
-def test_check_refuses_what_a_run_cannot_take(tmp_path, capsys):
+def test_check_refuses_what_a_run_cannot_take(tmp_path, capsys, record_property):
+    record_property("faults", 2)
     latin = os.fsdecode(b"M\xfcller")
     for seed, name in enumerate(["0", "1", "2", "3", "4", latin]):
         save_case(tmp_path / "Utrecht" / name, seed)
@@ -158,6 +161,7 @@ def test_score_prints_null_for_what_is_undefined(tmp_path, capsys, reference):
     assert scores["hd95_mm"] is None and scores["dice"] == 0
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(
     ("array", "affine", "cause"),
     [

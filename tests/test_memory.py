@@ -11,6 +11,7 @@ from pdlib.memory import is_lack_of_memory
 MUCH = 2**58  # bytes that no machine has
 
 
+@pytest.mark.fault("out of memory")
 @pytest.mark.parametrize("take", [lambda: torch.empty(MUCH, dtype=torch.uint8), lambda: np.empty(MUCH, np.uint8)])
 def test_more_than_there_is(take):
     with pytest.raises((RuntimeError, MemoryError)) as caught:

@@ -56,6 +56,7 @@ WRONG = [  # a notebook, what it is given, and the line that refuses it
 ]
 
 
+@pytest.mark.fault("bad settings and parameters")
 @pytest.mark.parametrize(("name", "given", "told"), WRONG, ids=[f"{one[0][:2]}-{n}" for n, one in enumerate(WRONG)])
 def test_a_wrong_parameter_is_one_line_with_notebook_and_name_before_a_kernel_starts(tmp_path, name, given, told):
     with pytest.raises(ValueError) as caught:
@@ -65,7 +66,9 @@ def test_a_wrong_parameter_is_one_line_with_notebook_and_name_before_a_kernel_st
     assert not (tmp_path / "runs").exists()
 
 
-def test_several_faults_are_a_line_each():
+@pytest.mark.fault("bad settings and parameters")
+def test_several_faults_are_a_line_each(record_property):
+    record_property("faults", 3)
     with pytest.raises(ValueError) as caught:
         check_parameters(NOTEBOOKS / "02_train_segmenters.ipynb", {"seed": -1, "architecture": 3, "fold": "x"})
     assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["fold", "architecture", "seed"]
@@ -138,6 +141,7 @@ def test_text_arrives_in_the_kernel_as_text(own, tmp_path):
     assert json.loads(told.read_text()) == [nasty, {nasty: [nasty]}] and not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.fault("bad settings and parameters")
 def test_a_job_refuses_in_a_line_and_without_a_traceback(tmp_path):
     given = json.dumps({"seed": -1})
     command = [sys.executable, "-m", "pdlib.workflow", "03_train_ddpm", str(tmp_path / "executed.ipynb"), given]
@@ -146,6 +150,7 @@ def test_a_job_refuses_in_a_line_and_without_a_traceback(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.fault("kill -9")
 def test_a_kernel_that_is_killed_is_one_line_and_its_copy_stays_whole(own, tmp_path):
     """As the system does it where memory runs out."""
     own("by: int = 2", f"print('begun', flush=True)\nimport os; os.kill(os.getpid(), {int(signal.SIGKILL)})")
@@ -161,6 +166,7 @@ def test_a_kernel_that_is_killed_is_one_line_and_its_copy_stays_whole(own, tmp_p
     assert "again" in executed.read_text(encoding="utf-8")
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_disk_under_a_job_is_one_line_with_the_executed_copy(own, tmp_path):
     own("by: int = 2", "print(*range(100_000), sep='\\n')")
     disk = tmp_path / "disk"

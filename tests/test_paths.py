@@ -57,6 +57,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path):
     assert path.read_text() == "first"
 
 
+@pytest.mark.fault("interrupted write or computation")
 def test_a_failed_block_leaves_the_file_of_before_and_nothing_else(tmp_path: Path):
     path = tmp_path / "a.txt"
     write_whole(path, "before")
@@ -66,6 +67,7 @@ def test_a_failed_block_leaves_the_file_of_before_and_nothing_else(tmp_path: Pat
     assert files(tmp_path) == ["a.txt"] and path.read_text() == "before"
 
 
+@pytest.mark.fault("kill -9")
 def test_a_process_killed_between_leaves_the_file_of_before(tmp_path: Path):
     path = tmp_path / "a.txt"
     write_whole(path, "before")
@@ -74,6 +76,7 @@ def test_a_process_killed_between_leaves_the_file_of_before(tmp_path: Path):
     assert path.read_text() == "before"
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_disk_names_the_final_file(tmp_path: Path):
     path = tmp_path / "a.txt"
     with pytest.raises(OSError, match="No space left") as caught, replacing(path) as temporary:
@@ -99,6 +102,7 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path):
         write_whole(tmp_path / "file" / "a", "text")
 
 
+@pytest.mark.fault("unwritable folder")
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_folder_names_the_final_file(tmp_path: Path):
     tmp_path.chmod(0o500)

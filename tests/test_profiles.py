@@ -190,13 +190,16 @@ def test_further_subjects_are_the_phantom_s_alone():
         repeats.require_phantom("/scans")
 
 
+@pytest.mark.fault("bad settings and parameters")
 @pytest.mark.parametrize(("changes", "told"), REFUSED, ids=[told.partition(": ")[0] for _, told in REFUSED])
 def test_a_setting_that_cannot_be_used_is_refused_in_one_line(changes, told):
     with pytest.raises(ProfileError, match=f"^profile smoke: {told}$"):
         load_profile("smoke", changes)
 
 
-def test_each_fault_has_its_line():
+@pytest.mark.fault("bad settings and parameters")
+def test_each_fault_has_its_line(record_property):
+    record_property("faults", 5)
     faults = {"denoiser": {"fit": {"steps": 0, "batch_size": "8"}}, "chain": {"rule": "euler", "loops": 1}, "sead": 0}
     with pytest.raises(ProfileError) as refused:
         load_profile("smoke", faults)
@@ -207,12 +210,14 @@ def test_each_fault_has_its_line():
     assert len(lines) == len(paths) and not str(refused.value).count("pydantic")
 
 
+@pytest.mark.fault("bad settings and parameters")
 @pytest.mark.parametrize("name", ["laptop", "", "Smoke", "../configs/smoke", "phantom", "smoke.yaml", None])
 def test_an_unknown_profile_lists_the_known(name):
     with pytest.raises(ProfileError, match=r"unknown profile .*: choose one of cpu, gpu, .*paper, scan, smoke"):
         load_profile(name)
 
 
+@pytest.mark.fault("bad settings and parameters")
 @pytest.mark.parametrize(
     ("text", "told"), [("a: [1", "mine.yaml: "), ("- 1", "mine.yaml: holds no sections"), ("\xe4", "mine.yaml: ")]
 )

@@ -86,6 +86,7 @@ def place(folder, pytestconfig):
     return place
 
 
+@pytest.mark.fault("kill -9")
 def test_every_figure_and_table_is_there(place):
     for name in ("fig1", "fig2", "fig3", "fig4", "scores", "truncation", "fewer_calls", "agreement"):
         assert (place.figures / f"{name}.png").stat().st_size > 10_000

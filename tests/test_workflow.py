@@ -148,6 +148,7 @@ def test_a_job_runs_in_an_unkind_clone_into_an_unkind_folder_with_a_long_tmpdir(
 
 
 # Typos.
+@pytest.mark.fault("bad settings and parameters")
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -359,6 +360,7 @@ def notebooks(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.fault("bad settings and parameters")
 def test_an_unknown_parameter_is_refused_before_anything_runs(notebooks):
     with pytest.raises(ValueError, match=r"divide.ipynb: unknown parameters bye; it has by"):
         run_notebook("divide", notebooks / "runs" / "divide.ipynb", {"bye": 1})

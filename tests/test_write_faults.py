@@ -98,6 +98,7 @@ def state(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
+@pytest.mark.fault("full disk")
 @by_writer
 def test_a_full_disk_is_one_line_with_the_file_and_the_last_good_one_stays(folder, name, write):
     write(folder / name, SMALL)
@@ -109,6 +110,7 @@ def test_a_full_disk_is_one_line_with_the_file_and_the_last_good_one_stays(folde
     write(folder / name, SMALL)
 
 
+@pytest.mark.fault("unwritable folder")
 @by_writer
 def test_a_read_only_disk_is_one_line_with_the_file_and_the_last_good_one_stays(folder, name, write):
     write(folder / name, SMALL)
@@ -123,6 +125,7 @@ def test_a_read_only_disk_is_one_line_with_the_file_and_the_last_good_one_stays(
     assert state(folder) == before
 
 
+@pytest.mark.fault("interrupted write or computation")
 @by_writer
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_interruption_and_a_lack_of_memory_leave_the_last_good_file(tmp_path, monkeypatch, name, write, error):
@@ -138,6 +141,7 @@ def test_an_interruption_and_a_lack_of_memory_leave_the_last_good_file(tmp_path,
     assert state(tmp_path) == before and not list(tmp_path.glob(f"{DRAFT}*"))
 
 
+@pytest.mark.fault("kill -9")
 @by_writer
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_a_kill_leaves_the_last_good_file_and_the_next_write_goes_through(tmp_path, name, write, moment):
@@ -161,6 +165,7 @@ def killed_at(moment: str, write: Callable[[], None]) -> int:
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.fault("kill -9")
 def test_what_a_kill_leaves_behind_goes_with_a_later_write(tmp_path):
     path = tmp_path / "a.csv"
     killed_at("fsync", lambda: write_whole(path, "half"))
@@ -172,7 +177,9 @@ def test_what_a_kill_leaves_behind_goes_with_a_later_write(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_stays_after_a_kill_can_be_read(tmp_path):
+@pytest.mark.fault("kill -9")
+def test_what_stays_after_a_kill_can_be_read(tmp_path, record_property):
+    record_property("faults", 2)
     table(tmp_path / "table.csv", SMALL)
     weights(tmp_path / "best.safetensors", SMALL)
     for name, write in (("table.csv", table), ("best.safetensors", weights)):

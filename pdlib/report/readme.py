@@ -13,6 +13,7 @@ from pdlib.evaluation import records
 from pdlib.paths import (
     BENCHMARKS,
     DOCS,
+    FAULTS,
     PAPER_NUMBERS,
     REFERENCE,
     ROOT,
@@ -22,7 +23,7 @@ from pdlib.paths import (
     output_root,
     write_whole,
 )
-from pdlib.report import asides, front, scale, scan, tables
+from pdlib.report import asides, faults, front, scale, scan, tables
 
 AIMS = {"cpu": (1.6, 1.5), "cuda": (3.0, 1.5)}  # times as fast as the reference mode, and as the quicker library
 TABLES = {  # of figures/: their headings; the paper's own numbers follow the first and the third
@@ -69,6 +70,7 @@ def parts(place: Layout) -> dict[Path, dict[str, str]]:
         DOCS / "teaching.md": {"times": front.times()},
         DOCS / "scale.md": scale.parts(SCALE),
         DOCS / "scan.md": scan.parts(Layout(place.out, "scan")),
+        DOCS / "security.md": faults.parts(FAULTS),
         DOCS / "speed.md": {"steps": "\n\n".join(speeds(place)), "threads": threads()},
     }
 

@@ -113,6 +113,7 @@ CANNOT_BE_TOLD = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("spoil", "cause"), CANNOT_BE_TOLD.values(), ids=CANNOT_BE_TOLD)
 def test_what_cannot_be_told_is_refused(phantom_case, spoil, cause):
     with pytest.raises(ValueError, match=cause):

@@ -165,6 +165,7 @@ HEADERS: dict[str, tuple[Callable[[wmh.Case], object], str]] = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("damage", "expected"), HEADERS.values(), ids=HEADERS)
 def test_what_headers_claim_is_found(tmp_path, damage, expected):
     case = write(tmp_path / "Utrecht" / "1", ONE)
@@ -200,6 +201,7 @@ ORIG = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("pre", "orig", "expected"), ORIG.values(), ids=ORIG)
 def test_pre_and_orig_are_compared(tmp_path, pre, orig, expected):
     case = write(tmp_path / "Utrecht" / "1", pre, orig={name: orig[name] for name in ("FLAIR", "T1") if name in orig})
@@ -208,6 +210,7 @@ def test_pre_and_orig_are_compared(tmp_path, pre, orig, expected):
     assert ("which is that of the FLAIR in pre/" in text) == (orig is ORIG["swapped in orig"][1])
 
 
+@pytest.mark.fault("bad images")
 def test_a_broken_original_refuses_nothing(tmp_path):
     case = write(tmp_path / "Utrecht" / "1", ONE, orig=shaded(ONE))
     (case.folder / "orig" / "T1.nii.gz").write_bytes(b"")
@@ -304,6 +307,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("damage", "remedy"), REFUSALS.values(), ids=REFUSALS)
 def test_each_refusal_has_its_file_and_its_remedy(tmp_path, damage, remedy):
     damage(save_small(tmp_path / "Utrecht" / "7"))

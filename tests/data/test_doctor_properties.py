@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import inv_ornt_aff, io_orientation
@@ -133,6 +134,7 @@ def checked(root: Path) -> dict:
     return report
 
 
+@pytest.mark.fault("bad images")
 @settings(quick, max_examples=150)
 @given(
     which=st.sampled_from(NAMES),
@@ -155,6 +157,7 @@ def test_no_header_ends_in_a_traceback_or_a_wrong_acceptance(which, fields, affi
         assert not case["accepted"] or sound(root / "site" / "1")
 
 
+@pytest.mark.fault("bad images")
 @settings(quick, max_examples=40)
 @given(which=st.sampled_from(NAMES), data=st.data(), shape=shapes)
 def test_no_damaged_byte_stream_is_accepted(which, data, shape):
@@ -204,6 +207,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.fault("bad images")
 @settings(quick, max_examples=50)
 @given(spoil=st.sampled_from(sorted(SPOILT)), affine=affines, shape=shapes, seed=st.integers(0, 9))
 def test_no_spoilt_case_is_accepted(spoil, affine, shape, seed):
@@ -243,6 +247,7 @@ def test_memory_is_in_proportion_to_the_file(affine, shape, dtype, orig):
     assert peak <= doctor.MEMORY * BYTES_PER_VOXEL * np.prod(shape) + SPARE
 
 
+@pytest.mark.fault("bad images")
 @settings(quick, max_examples=6)
 @given(
     dims=st.lists(st.integers(1, 2**15 - 1), min_size=3, max_size=3).filter(lambda dims: np.prod(dims) > 1e6),

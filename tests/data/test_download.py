@@ -147,6 +147,7 @@ def test_more_is_fetched_where_asked_for(server, tmp_path, option, more):
 PASSING = [429, 503, "redirect", "cut", "short", "long", "changed", "stall", "silent", "closed"]
 
 
+@pytest.mark.fault("misbehaving server")
 @pytest.mark.parametrize("place", [LIST, f"{PHILIPS}/T1.nii.gz"], ids=["list", "file"])
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_fault_that_passes_is_overcome(server, tmp_path, fault, place):
@@ -156,6 +157,7 @@ def test_a_fault_that_passes_is_overcome(server, tmp_path, fault, place):
     assert all(later - earlier > 0.9 for earlier, later in pairwise(server.turned_away)), "it waits as it is asked to"
 
 
+@pytest.mark.fault("misbehaving server")
 @pytest.mark.parametrize("place", [LIST, f"{PHILIPS}/T1.nii.gz"], ids=["list", "file"])
 def test_a_server_that_asks_for_a_day_is_asked_again_sooner(server, tmp_path, place, monkeypatch):
     monkeypatch.setattr(download, "LONGEST_WAIT", 0.1)
@@ -163,6 +165,7 @@ def test_a_server_that_asks_for_a_day_is_asked_again_sooner(server, tmp_path, pl
     assert run(server, tmp_path) == 0 and there(tmp_path) == {place: FILES[place] for place in USUAL}
 
 
+@pytest.mark.fault("misbehaving server")
 @pytest.mark.parametrize(
     ("fault", "said", "requests"),
     [
@@ -192,6 +195,7 @@ def test_without_a_list_one_line_names_its_address_and_the_cause_and_nothing_is_
     assert said in line and server.asked == Counter({LIST: requests})
 
 
+@pytest.mark.fault("misbehaving server")
 @pytest.mark.parametrize(
     ("fault", "said"), [("changed", "hash"), ("short", "59999 bytes"), ("gone", "404"), ("cut", "")]
 )
@@ -221,6 +225,7 @@ def test_a_file_that_was_changed_or_left_half_is_fetched_again(server, tmp_path)
     assert there(tmp_path) == {place: FILES[place] for place in USUAL} | own
 
 
+@pytest.mark.fault("misbehaving server")
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
@@ -241,6 +246,7 @@ def test_a_name_that_would_leave_the_folder_ends_it_before_a_byte_is_fetched(ser
     assert not there(tmp_path)
 
 
+@pytest.mark.fault("misbehaving server")
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
@@ -256,6 +262,7 @@ def test_a_list_that_cannot_be_used_is_refused(server, tmp_path, entries, said, 
     assert run(server, tmp_path) == 2 and said in capsys.readouterr().err
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_disk_is_told_before_a_byte_is_fetched(server, tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 1000})()
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)

@@ -71,6 +71,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault("bad folders of data")
 @pytest.mark.parametrize(("files", "fault"), FAULTS.values(), ids=FAULTS)
 def test_a_folder_that_cannot_be_used_says_why_and_names_itself(tmp_path, files, fault):
     touch(tmp_path / "good", "FLAIR.nii.gz")
@@ -102,7 +103,9 @@ def test_a_folder_of_one_scan_is_one(tmp_path):
     assert found(tmp_path / "me") == {"me": ("FLAIR.nii.gz", None, None)}
 
 
-def test_a_folder_without_scans_is_refused(tmp_path):
+@pytest.mark.fault("bad folders of data")
+def test_a_folder_without_scans_is_refused(tmp_path, record_property):
+    record_property("faults", 3)
     with pytest.raises(CaseError, match=rf"^{tmp_path}: no scan found"):
         find_scans(tmp_path)
     with pytest.raises(CaseError, match=rf"^{tmp_path}/absent: no such folder"):

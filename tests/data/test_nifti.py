@@ -82,6 +82,7 @@ BAD = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("which", "damage", "cause"), BAD.values(), ids=BAD)
 def test_bad_input_is_refused_in_one_line_naming_file_and_cause(case, which, damage, cause, caplog):
     path = getattr(case, which)
@@ -120,9 +121,11 @@ def mutated(raw: bytes, rng: np.random.Generator) -> bytes:
     return bytes(raw)
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize("which", ["flair", "t1", "wmh"])
 @pytest.mark.parametrize("store", ["NIfTI-1", "NIfTI-2", "big-endian", "by its quaternion"])
-def test_a_damaged_header_is_read_or_refused_by_name(case, tmp_path, store, which, mutations=60):
+def test_a_damaged_header_is_read_or_refused_by_name(case, tmp_path, record_property, store, which, mutations=60):
+    record_property("faults", mutations)
     path, array = getattr(case, which), dict(zip(("flair", "t1", "wmh"), scans(), strict=True))[which]
     kind = nib.Nifti2Image if store == "NIfTI-2" else nib.Nifti1Image
     header = kind.header_class(endianness=">" if store == "big-endian" else "<")
@@ -146,6 +149,7 @@ def test_a_damaged_header_is_read_or_refused_by_name(case, tmp_path, store, whic
     assert min(told.values()) > mutations / 10
 
 
+@pytest.mark.fault("bad images")
 def test_unreadable_file_is_refused(case, monkeypatch):
     def denied(self, *args, **kwargs):
         raise PermissionError(13, "Permission denied", str(self))
@@ -239,6 +243,7 @@ def test_a_marked_voxel_keeps_its_place_in_the_world(tmp_path, affine):
     np.testing.assert_allclose(back.affine @ [*np.argwhere(back.get_fdata())[0], 1], world, atol=1e-4)
 
 
+@pytest.mark.fault("interrupted write or computation")
 def test_an_interrupted_write_leaves_the_old_file(case, monkeypatch):
     before = case.wmh.read_bytes()
     _, grid = nifti.read_array(case.wmh, "mask")

@@ -115,6 +115,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("which", "damage", "cause"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_repaired_is_refused_by_its_file(pair, which, damage, cause):
     damage(pair[which])

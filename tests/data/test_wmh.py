@@ -65,6 +65,7 @@ BAD_BRAINS = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("spoil", "cause"), BAD_BRAINS.values(), ids=BAD_BRAINS)
 def test_every_mask_is_checked_alike(case, tmp_path, spoil, cause):
     given = np.zeros(SHAPE)
@@ -137,6 +138,7 @@ BAD_MASKS = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("damage", "cause"), BAD_MASKS.values(), ids=BAD_MASKS)
 def test_a_raters_mask_is_checked_like_the_experts(case, tmp_path, damage, cause):
     path = tmp_path / "additional_annotations/observer_o4/training/Utrecht/7/result.nii.gz"
@@ -147,6 +149,7 @@ def test_a_raters_mask_is_checked_like_the_experts(case, tmp_path, damage, cause
     assert refusals(tmp_path)["training/Utrecht/7"].startswith(f"{path}: ")
 
 
+@pytest.mark.fault("bad folders of data")
 def test_two_masks_by_one_observer_are_refused(case, tmp_path):
     for folder in (tmp_path, tmp_path / "training"):
         save(folder / "additional_annotations/observer_o3/training/Utrecht/7/result.nii.gz", scans()[2])
@@ -172,13 +175,16 @@ def test_a_case_folder_is_a_root_of_one(case):
     assert (found.subject, found.site) == ("7", "Utrecht")
 
 
-def test_a_root_without_cases_is_refused(tmp_path):
+@pytest.mark.fault("bad folders of data")
+def test_a_root_without_cases_is_refused(tmp_path, record_property):
+    record_property("faults", 2)
     with pytest.raises(CaseError, match=rf"^{tmp_path}: no case found"):
         wmh.find_cases(tmp_path)
     with pytest.raises(CaseError, match=rf"^{tmp_path}/absent: no such folder"):
         wmh.find_cases(tmp_path / "absent")
 
 
+@pytest.mark.fault("bad folders of data")
 def test_each_case_comes_with_its_volume_or_its_refusal(case, tmp_path):
     broken = tmp_path / "training" / "Utrecht" / "8"
     save(broken / "wmh.nii.gz", scans()[2])
@@ -196,6 +202,7 @@ SKIPPED = {
 }
 
 
+@pytest.mark.fault("bad folders of data")
 @pytest.mark.parametrize(("folder", "cause"), SKIPPED.values(), ids=SKIPPED)
 def test_copies_in_a_hidden_folder_are_no_patients(case, tmp_path, folder, cause):
     save_case(tmp_path / folder / "Utrecht" / "7")
@@ -231,6 +238,7 @@ COPIES = {
 }
 
 
+@pytest.mark.fault("bad folders of data")
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 def test_one_patient_under_two_names_is_refused_by_both_names(case, tmp_path, copy):
     copy(tmp_path / "training" / "Utrecht" / "copy of 7")
@@ -240,12 +248,14 @@ def test_one_patient_under_two_names_is_refused_by_both_names(case, tmp_path, co
     assert "copy of 7: the same " in cause and "training/Utrecht/7: one patient under two names" in cause
 
 
+@pytest.mark.fault("bad images")
 def test_one_image_as_flair_and_t1_is_refused(case):
     save(case.t1, scans()[0], dtype=np.float64)
     with pytest.raises(CaseError, match=rf"^{case.t1}: the same image as the FLAIR, {case.flair}$"):
         wmh.read_case(case, clip_percentiles=CLIP)
 
 
+@pytest.mark.fault("bad folders of data")
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 names only")
 def test_a_name_that_is_not_utf8_is_refused_as_data(case, tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path / "training") + b"/M\xfcller/7"))
@@ -276,6 +286,7 @@ def deny(monkeypatch, *folders: Path) -> None:
     monkeypatch.setattr(os, "scandir", scandir)
 
 
+@pytest.mark.fault("bad folders of data")
 def test_an_unreadable_folder_is_named_and_the_others_are_read(case, tmp_path, monkeypatch):
     closed, lost = tmp_path / "training" / "closed", tmp_path / "lost+found"
     for folder in (closed, lost):

@@ -41,9 +41,13 @@ def scans(root: Path) -> dict[str, Path]:
     return broken | {"e dicom": root / "e dicom", "f two": root / "f two"}
 
 
-def test_one_bad_scan_stops_no_other_and_a_second_run_does_what_is_left(weights, tmp_path, capsys, monkeypatch):
+@pytest.mark.fault("bad folders of data")
+def test_one_bad_scan_stops_no_other_and_a_second_run_does_what_is_left(
+    weights, tmp_path, capsys, monkeypatch, record_property
+):
     root, out = tmp_path / "in", tmp_path / "out"
     broken = scans(root)
+    record_property("faults", len(broken))
     assert run(weights, None, None, None, folder=(root, out)) == 1
     text, err = capsys.readouterr()
     assert "scan 1 of 7: a" in err.splitlines() and "Traceback" not in err
@@ -114,6 +118,7 @@ def test_a_fault_of_ours_stops_no_other_scan(weights, tmp_path, capsys, monkeypa
     assert rows["a"]["about"] == "unexpected RuntimeError: mat1 and mat2" and rows["b"]["status"] == "done"
 
 
+@pytest.mark.fault("interrupted write or computation")
 def test_an_interruption_ends_all_and_keeps_what_is_done(weights, tmp_path, capsys, monkeypatch):
     for name in "ab":
         write_pair(tmp_path / "in" / name)
@@ -139,6 +144,7 @@ WRONG = {
 }
 
 
+@pytest.mark.fault("bad settings and parameters")
 @pytest.mark.parametrize(("options", "cause"), WRONG.values(), ids=WRONG)
 def test_a_wrong_call_ends_in_one_line(weights, tmp_path, capsys, monkeypatch, options, cause):
     monkeypatch.chdir(tmp_path)

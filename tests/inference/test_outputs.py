@@ -127,6 +127,7 @@ def test_a_file_that_was_not_written_keeps_the_others_away(tmp_path):
     assert contents(tmp_path) == dict.fromkeys(NAMES, "earlier")
 
 
+@pytest.mark.fault("interrupted write or computation")
 def test_an_interruption_leaves_what_was(tmp_path):
     fill(tmp_path, "earlier")
     with pytest.raises(KeyboardInterrupt), outputs(tmp_path).written(room=10) as temporary:
@@ -163,6 +164,7 @@ def not_creatable(tmp_path):
     return Path("/proc/out"), Path("/proc/out")
 
 
+@pytest.mark.fault("unwritable folder")
 @pytest.mark.parametrize("unfit", [a_file, below_a_file, a_dangling_link, read_only, not_creatable])
 def test_an_unfit_folder_is_named_before_the_work(tmp_path, unfit):
     out, culprit = unfit(tmp_path)
@@ -171,6 +173,7 @@ def test_an_unfit_folder_is_named_before_the_work(tmp_path, unfit):
     assert caught.value.filename == str(culprit)
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_device_is_named_before_the_work(tmp_path):
     """A limit on a file's size stands for a full device: both end a write."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

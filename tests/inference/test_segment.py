@@ -309,6 +309,7 @@ HALF_TRAINED = {
 }
 
 
+@pytest.mark.fault("bad weights")
 @pytest.mark.parametrize(("damage", "trainings", "cause"), HALF_TRAINED.values(), ids=HALF_TRAINED)
 def test_half_trained_networks_are_refused_by_file_and_cause(weights, tmp_path, capsys, damage, trainings, cause):
     folder = shutil.copytree(weights, tmp_path / "weights")
@@ -348,6 +349,7 @@ def test_an_expert_mask_beside_the_scans_is_never_overwritten(weights, tmp_path,
     assert one_line(capsys).startswith(f"pdlib: {reference}: belongs to no earlier result")
 
 
+@pytest.mark.fault("unwritable folder")
 def test_an_unfit_folder_is_refused_before_a_network_is_called(weights, tmp_path, capsys, no_work):
     (tmp_path / "out").write_text("a file")
     assert run(weights, *write_pair(tmp_path), tmp_path / "out") == 2
@@ -422,6 +424,7 @@ BAD = {
 }
 
 
+@pytest.mark.fault("bad images")
 @pytest.mark.parametrize(("which", "damage", "cause"), BAD.values(), ids=BAD)
 def test_bad_input_ends_in_one_line_that_names_the_file(weights, tmp_path, capsys, which, damage, cause):
     flair, t1 = write_pair(tmp_path)
@@ -597,6 +600,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault("bad settings and parameters")
 @pytest.mark.parametrize(("options", "cause"), REFUSED.values(), ids=REFUSED)
 def test_an_option_that_cannot_be_is_refused_in_one_line(weights, tmp_path, capsys, no_work, options, cause):
     assert run(weights, *write_pair(tmp_path), tmp_path / "out", **options) == 2

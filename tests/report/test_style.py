@@ -102,6 +102,7 @@ def test_no_torch_is_loaded():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.fault("full disk")
 def test_a_disk_that_is_full_names_the_picture_and_leaves_the_old_one(tmp_path, monkeypatch):
     figure = curves.training_figure(HISTORY)
     before = {path: path.read_bytes() for path in style.save_figure(figure, tmp_path / "a")}

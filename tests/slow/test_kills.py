@@ -183,7 +183,9 @@ def killed(folder: Path) -> Iterator[Run]:
         kill(processes(run.out))
 
 
-def test_twenty_kills_change_no_table(whole, tmp_path):
+@pytest.mark.fault("kill -9")
+def test_twenty_kills_change_no_table(whole, tmp_path, record_property):
+    record_property("faults", KILLS)
     with killed(tmp_path) as run:
         met = run.met
         print(f"{KILLS} kills in {run.times} runs met {met}", flush=True)

@@ -149,6 +149,7 @@ def jobs_of(environment, rule):
     return [line.split()[0] for line in told if line.split()[1] == f"rule_{rule}"]
 
 
+@pytest.mark.fault("job ended by the cluster")
 def test_the_sweep_runs_on_slurm_and_outlives_a_job_that_the_cluster_ends(cluster, tmp_path):
     profile, out, log = tmp_path / "my cluster", tmp_path / "it's {x}", tmp_path / "log"
     shutil.copytree(CLUSTERS / "slurm", profile)

@@ -114,6 +114,7 @@ def uninterrupted(tmp_path_factory):
     return fit_small(folder), contents(folder)
 
 
+@pytest.mark.fault("interrupted write or computation")
 @pytest.mark.parametrize(
     "death",
     [
@@ -179,6 +180,7 @@ def test_best_weights_say_whether_their_training_has_ended(tmp_path):
     assert finished(tmp_path)
 
 
+@pytest.mark.fault("interrupted write or computation")
 def test_a_kill_before_the_last_mark_is_made_good(tmp_path, uninterrupted, monkeypatch):
     def killed(best):
         raise Killed
@@ -334,6 +336,7 @@ def test_small_gains_add_up(tmp_path):
     assert Weights.read(tmp_path / "best.safetensors").card["step"] == 5
 
 
+@pytest.mark.fault("interrupted write or computation")
 @pytest.mark.parametrize("kill", [1, 3, 5], ids=["before it stalls", "while it stalls", "at its end"])
 def test_a_killed_training_ends_at_the_same_validation(tmp_path, kill):
     whole, card = stalling(tmp_path / "whole")

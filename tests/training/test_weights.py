@@ -41,7 +41,9 @@ def test_weights_are_equal_where_their_files_are(tmp_path):
     assert a == b and hash(a) == hash(b) and a != c and len({a, b, c}) == 2
 
 
-def test_bad_files_are_named(tmp_path):
+@pytest.mark.fault("bad weights")
+def test_bad_files_are_named(tmp_path, record_property):
+    record_property("faults", 6)
     path = tmp_path / "best.safetensors"
     written(path)
     whole = path.read_bytes()
@@ -80,6 +82,7 @@ def test_a_file_is_read_once_for_as_long_as_it_does_not_change(tmp_path, monkeyp
     assert load_weights(path).card["kind"] == "one_step" and len(reads) == 2
 
 
+@pytest.mark.fault("bad weights")
 def test_another_kind_is_refused_by_name(tmp_path):
     written(tmp_path / "best.safetensors")
     weights = Weights.read(tmp_path / "best.safetensors")
@@ -88,6 +91,7 @@ def test_another_kind_is_refused_by_name(tmp_path):
         weights.build(CPU, "denoiser", "one_step")
 
 
+@pytest.mark.fault("bad weights")
 @pytest.mark.parametrize(
     "card",
     [
@@ -108,7 +112,9 @@ def test_a_card_that_does_not_fit_is_refused_by_name_in_a_line(tmp_path, card):
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
-def test_an_unfinished_training_is_refused_with_the_cause(tmp_path):
+@pytest.mark.fault("bad weights")
+def test_an_unfinished_training_is_refused_with_the_cause(tmp_path, record_property):
+    record_property("faults", 2)
     path = tmp_path / "best.safetensors"
     for card in ({"finished": False, "step": 120}, {"step": 120}):
         written(path, **card)
@@ -137,6 +143,7 @@ def test_weights_of_other_data_are_not_combined(tmp_path):
             same_data(*pair)
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_disk_names_the_file_and_leaves_the_one_of_before(tmp_path):
     """A limit on the size of files stands in for the disk's end."""
     path = tmp_path / "best.safetensors"

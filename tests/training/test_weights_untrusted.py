@@ -27,6 +27,7 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault("bad weights")
 @pytest.mark.parametrize("name", ["best.safetensors", "best.pt", "best.pth", "best.pkl"])
 @pytest.mark.parametrize("how", ["torch", "torch before 1.6", "bare", "protocol 0"])
 def test_a_pickle_is_refused_with_the_reason_and_never_opened(tmp_path, name, how):
@@ -63,6 +64,7 @@ def unfit(name, value):
     return lambda tensors: tensors.update({name: value(tensors[name])})
 
 
+@pytest.mark.fault("bad weights")
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -94,6 +96,7 @@ def test_any_precision_of_the_same_numbers_builds_the_network(tmp_path, tensors,
     assert all(torch.equal(built[name], one.to(built[name].dtype)) for name, one in kept.items())
 
 
+@pytest.mark.fault("bad weights")
 @pytest.mark.parametrize(
     "network",
     [
@@ -126,6 +129,7 @@ def test_a_card_that_claims_too_much_takes_no_memory(tmp_path, tensors, network,
     assert sum(taken) < 10_000 and "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("bad weights")
 @pytest.mark.parametrize(
     ("card", "told"),
     [
@@ -148,7 +152,9 @@ def test_a_card_that_is_none_is_refused_in_a_line(tmp_path, card, told):
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_card_does_not_say_is_named_with_the_file(tmp_path):
+@pytest.mark.fault("bad weights")
+def test_what_a_card_does_not_say_is_named_with_the_file(tmp_path, record_property):
+    record_property("faults", 3)
     path = tmp_path / "best.safetensors"
     write_weights(path, {"a": torch.zeros(1)}, {"kind": "denoiser", "data": {"phantom": True}})
     weights = Weights.read(path)
@@ -161,7 +167,8 @@ def test_what_a_card_does_not_say_is_named_with_the_file(tmp_path):
             ask()
 
 
-def test_no_damage_gets_past_and_none_is_a_traceback(tmp_path, tensors):
+@pytest.mark.fault("bad weights")
+def test_no_damage_gets_past_and_none_is_a_traceback(tmp_path, tensors, record_property):
     """Cuts and flipped bits: refused in a line that names the file, or the very same tensors under another card."""
     path, rng = tmp_path / "best.safetensors", np.random.default_rng(0)
     write_weights(path, tensors, {"kind": "segmenter", "network": NETWORK})
@@ -169,6 +176,7 @@ def test_no_damage_gets_past_and_none_is_a_traceback(tmp_path, tensors):
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     assert json.loads(whole[8:header])["__metadata__"]
     places = [*range(16), *rng.integers(0, header, 400), *rng.integers(header, len(whole), 20)]
+    record_property("faults", len(places))
     outcomes = {"refused": 0, "built": 0}
     for place in places:
         cut = bytearray(whole[:place] if rng.random() < 0.2 else whole)
