@@ -76,6 +76,8 @@ def _forms(header: nib.Nifti1Header) -> list[Odd]:
     if not (sform and qform):
         return []
     first = header.get_sform()
+    if not np.isfinite(first).all():
+        return []  # the reader refuses it
     try:
         second = header.get_qform()
     except Exception:

@@ -302,6 +302,7 @@ REFUSALS = {
     "blank": (lambda c: save(c.t1, np.ones((12, 10, 6))), "export the image again"),
     "metres": (lambda c: rewrite_header(c.t1, xyzt_units=1), "correct the header"),
     "singular": (lambda c: rewrite_header(c.t1, srow_x=0), "correct the header"),
+    "not finite": (lambda c: rewrite_header(c.t1, srow_x=np.nan, sform_code=1, qform_code=1), "correct the header"),
     "complex": (lambda c: rewrite_header(c.t1, datatype=32, bitpix=64), "write the image with a plain type of number"),
     "a copy": (lambda c: save_small(c.folder.with_name("8")), "keep one of the two folders"),
 }
