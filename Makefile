@@ -59,7 +59,7 @@ help:
 	"make verify [PROFILE=...]" "whether all that follows from results/ still does" \
 	"make bench" "speed, into results/bench_*.csv" \
 	"make test" "the tests" \
-	"make test-slow" "those that take hours: every notebook by itself, kills, a cluster" \
+	"make test-slow" "those that take hours: every notebook by itself, kills, a cluster, a browser" \
 	"make faults" "both, and the faults they put in, counted into results/faults.csv" \
 	"make test-browser" "notebooks in JupyterLab, in a real browser" \
 	"make clean" "removes the environment and the runs"
@@ -87,7 +87,7 @@ test: $(READY)
 	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 "$(PYTHON)" -m pytest -n 2 tests/kernels/test_kernels.py || test $$? -eq 5  # 5: no triton, so no test
 	"$(PYTHON)" -m pytest $(FAULTS) --capture no tests/test_reproduce.py
 
-test-slow: $(READY)
+test-slow: $(READY) test-browser
 	.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra slurm
 	"$(PYTHON)" -m pytest $(FAULTS) --capture no tests/slow
 

@@ -23,33 +23,34 @@ def run(folder, out, **asked):
     assert start(out, folder / "log", **asked).wait() == 0, (folder / "log").read_text()[-4000:]
 
 
+@pytest.mark.hours
 def test_one_job_at_a_time_writes_the_same_tables(whole, tmp_path):
     run(tmp_path, tmp_path / "out", CORES="1", TARGETS=SWEEP)
     found, expected = tables(tmp_path / "out"), tables(whole)
     assert len(found) >= 4 and found == {name: expected[name] for name in found}
 
 
-def test_another_batch_size_writes_the_same_scores(whole, tmp_path):
+def test_another_batch_size_writes_the_same_scores(finished, tmp_path):
     out, own = tmp_path / "out", load_profile("smoke")
-    shutil.copytree(whole, out)
+    shutil.copytree(finished, out)
     run(tmp_path, out, CHANGES=str(OTHER_BATCH), TARGETS=SWEEP)
     assert own.machine.batch_size % OTHER_BATCH["machine"]["batch_size"]
     place = place_of(load_profile("smoke", OTHER_BATCH), str(out))
-    found, expected = tables(place.results), tables(layout("smoke", str(whole)).results)
+    found, expected = tables(place.results), tables(layout("smoke", str(finished)).results)
     assert list(found) == ["t_prime_scores.csv"], "the networks are the profile's own"
     assert found["t_prime_scores.csv"] == expected["t_prime_scores.csv"]
 
 
-def golden(whole):
-    scores = read_table(layout("smoke", str(whole)).results / "t_prime_scores.csv")
+def golden(finished):
+    scores = read_table(layout("smoke", str(finished)).results / "t_prime_scores.csv")
     scores = scores[scores.metric.isin([*OTHER_CPU])]
     table = scores.pivot_table(index=MEANS, columns="metric", values="value", dropna=False, observed=True)
     return pd.read_csv(io.StringIO(table.dropna(how="all").to_csv(float_format="%.4f")), index_col=MEANS)
 
 
-def test_the_table_is_near_the_golden_one(whole):
+def test_the_table_is_near_the_golden_one(finished):
     """Within what another kind of CPU changes. After a wanted change of the numbers, `golden(...).to_csv(GOLDEN)`."""
-    found, expected = golden(whole), pd.read_csv(GOLDEN, index_col=MEANS)
+    found, expected = golden(finished), pd.read_csv(GOLDEN, index_col=MEANS)
     assert found.index.equals(expected.index) and [*found] == [*expected] == [*OTHER_CPU]
     for metric, tolerance in OTHER_CPU.items():
         assert found[metric].to_list() == pytest.approx(expected[metric].to_list(), abs=tolerance, nan_ok=True), metric

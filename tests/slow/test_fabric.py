@@ -65,9 +65,9 @@ def test_processes_that_cannot_share_a_batch_say_so(tmp_path):
     assert ended.returncode and "batch_size 4: 3 processes cannot share it equally" in ended.stderr
 
 
-def test_a_denoiser_of_the_study_trains_on_two_processes_and_the_notebook_s_own_goes_on_from_it(whole, tmp_path):
+def test_a_denoiser_of_the_study_trains_on_two_processes_and_the_notebook_s_own_goes_on_from_it(finished, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(whole, out)
+    shutil.copytree(finished, out)
     folder = layout("smoke", str(out)).weights("denoiser_0")
     notebook = Weights.read(folder / "last.safetensors")
     shutil.rmtree(folder)

@@ -183,6 +183,7 @@ def killed(folder: Path) -> Iterator[Run]:
         kill(processes(run.out))
 
 
+@pytest.mark.hours
 @pytest.mark.fault("kill -9")
 def test_twenty_kills_change_no_table(whole, tmp_path, record_property):
     record_property("faults", KILLS)

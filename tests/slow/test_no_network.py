@@ -11,10 +11,10 @@ from pdlib.inference.segment import FILES
 from pdlib.paths import ROOT, layout
 
 
-def test_a_case_is_segmented(whole, tmp_path):
+def test_a_case_is_segmented(finished, tmp_path):
     if refused():
         pytest.skip(f"no network namespace can be made here: {refused()}")
-    (flair, *_) = sorted(layout("smoke", str(whole)).runs.glob("phantom-*/**/pre/FLAIR.nii.gz"))
+    (flair, *_) = sorted(layout("smoke", str(finished)).runs.glob("phantom-*/**/pre/FLAIR.nii.gz"))
     given = ["--flair", flair, "--t1", flair.with_name("T1.nii.gz"), "--out", tmp_path / "out"]
     command = offline(sys.executable, "-m", "pdlib", "segment", *given, "--members", 2, "--calls", 2)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

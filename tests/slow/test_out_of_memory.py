@@ -73,8 +73,8 @@ def test_a_training_says_so_keeps_its_checkpoint_and_goes_on_from_it(tmp_path):
 
 
 @pytest.mark.fault("out of memory")
-def test_segment_says_so_and_an_earlier_result_stays(whole, tmp_path, record_property):
-    place, out = layout("smoke", str(whole)), tmp_path / "out"
+def test_segment_says_so_and_an_earlier_result_stays(finished, tmp_path, record_property):
+    place, out = layout("smoke", str(finished)), tmp_path / "out"
     (flair, *_) = sorted(place.runs.glob("phantom-*/**/pre/FLAIR.nii.gz"))
     given = ["--flair", flair, "--t1", flair.with_name("T1.nii.gz"), "--weights", place.weights("x").parent]
     words = [*map(str, given), "--members", "2", "--calls", "2", "--device", "cpu", "--out"]
