@@ -137,8 +137,9 @@ def _agreement(kept: Kept) -> None:
     rows = [{"method": name} for name in run.profile.members.agreement_methods]
     table = tables.table1(scores, rows=rows, **how)
     kept.table("agreement", table, f"Agreement ({run.whose_in(scores)}): Δ to PD-DDPM")
-    risks = kept.read("risk_curves")
-    kept.figure("agreement", agreement_figure(risks, scores, interval=run.profile.interval, note=run.note))
+    if kept.has("risk_curves"):
+        risks = kept.read("risk_curves")
+        kept.figure("agreement", agreement_figure(risks, scores, interval=run.profile.interval, note=run.note))
 
 
 def _starts(kept: Kept) -> None:
