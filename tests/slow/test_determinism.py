@@ -1,4 +1,7 @@
-"""The same seed, the same tables: however many jobs at a time, however many images a call; and near the golden one."""
+"""The same seed, the same tables: however many jobs at a time, however many images a call; and the golden ones.
+
+A golden table is of one kind of processor. Others round otherwise, and roundings grow in the trainings.
+"""
 
 import io
 import shutil
@@ -7,7 +10,7 @@ import pandas as pd
 import pytest
 from graph_run import start, tables
 
-from pdlib.evaluation.records import read_table
+from pdlib.evaluation.records import read_stamp, read_table
 from pdlib.graph import place_of
 from pdlib.paths import ROOT, layout
 from pdlib.profiles import load_profile
@@ -15,7 +18,10 @@ from pdlib.profiles import load_profile
 GOLDEN = ROOT / "tests" / "golden" / "smoke.csv"
 SWEEP = "05_sweep_t_prime"  # with it run the data, two trainings and six samplings
 OTHER_BATCH = {"machine": {"batch_size": 5}}  # neither a divisor nor a multiple of the profile's
-OTHER_CPU = {"dice": 0.1, "lesion_f1": 0.1}  # absolute, of means over three subjects, where another CPU has trained
+OTHER_KIND = {
+    "dice": 0.2,
+    "lesion_f1": 0.2,
+}  # absolute, of means over three subjects: twice what lies between two kinds here
 MEANS = ["split", "method", "t_prime"]
 
 
@@ -42,15 +48,27 @@ def test_another_batch_size_writes_the_same_scores(finished, tmp_path):
 
 
 def golden(finished):
-    scores = read_table(layout("smoke", str(finished)).results / "t_prime_scores.csv")
-    scores = scores[scores.metric.isin([*OTHER_CPU])]
+    """The run's kind of processor, and its means to the digits that are kept."""
+    path = layout("smoke", str(finished)).results / "t_prime_scores.csv"
+    scores, processor = read_table(path), read_stamp(path)["processor"]
+    scores = scores[scores.metric.isin([*OTHER_KIND])]
     table = scores.pivot_table(index=MEANS, columns="metric", values="value", dropna=False, observed=True)
-    return pd.read_csv(io.StringIO(table.dropna(how="all").to_csv(float_format="%.4f")), index_col=MEANS)
+    table = pd.read_csv(io.StringIO(table.dropna(how="all").to_csv(float_format="%.4f")), index_col=MEANS)
+    return " ".join([processor["name"], processor["architecture"], *processor["vectors"]]), table
 
 
-def test_the_table_is_near_the_golden_one(finished):
-    """Within what another kind of CPU changes. After a wanted change of the numbers, `golden(...).to_csv(GOLDEN)`."""
-    found, expected = golden(finished), pd.read_csv(GOLDEN, index_col=MEANS)
-    assert found.index.equals(expected.index) and [*found] == [*expected] == [*OTHER_CPU]
-    for metric, tolerance in OTHER_CPU.items():
-        assert found[metric].to_list() == pytest.approx(expected[metric].to_list(), abs=tolerance, nan_ok=True), metric
+@pytest.mark.hours
+def test_the_table_is_the_golden_one_of_its_kind_of_processor_and_near_the_others(finished):
+    """Of a kind that is not there yet, `table.assign(processor=kind)` is a block to add.
+
+    After a wanted change of the numbers, or another torch, that is the whole file.
+    """
+    kind, table = golden(finished)
+    for other, expected in pd.read_csv(GOLDEN, index_col=MEANS).groupby("processor", sort=False):
+        expected = expected.drop(columns="processor")
+        if other == kind:
+            pd.testing.assert_frame_equal(table, expected, check_exact=True, check_names=False)
+        assert table.index.equals(expected.index) and [*table] == [*expected] == [*OTHER_KIND]
+        for metric, tolerance in OTHER_KIND.items():
+            near = pytest.approx(expected[metric].to_list(), abs=tolerance, nan_ok=True)
+            assert table[metric].to_list() == near, f"{metric}, beside {other}"
