@@ -121,14 +121,29 @@ def core_contrast(image: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float,
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
     inside = brain[box]
+    depth = _depth_mm(inside, spacing_mm)
     flair, t1 = (channel[box][inside] for channel in image)
-    depth = ndimage.distance_transform_edt(inside, sampling=spacing_mm)[inside]
     tissue = flair + t1 > np.percentile(flair + t1, 25)
     core = tissue & (depth > CORE_MM[0]) & (depth < CORE_MM[1])
     rim = tissue & (depth < RIM_MM)
     if not core.any() or not rim.any():
         return float("nan")
     return float(np.median((t1 - flair)[core]) - np.median((t1 - flair)[rim]))
+
+
+def _depth_mm(inside: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """How far each voxel of a mask [Z, Y, X] lies from the outside: [voxels of the mask].
+
+    distance_transform_edt's own distances, but for the 48 bytes a voxel that it takes to get there.
+    """
+    how = {"sampling": spacing_mm, "return_distances": False, "return_indices": True}
+    nearest = ndimage.distance_transform_edt(inside, **how)
+    squares = np.zeros(inside.shape)
+    for there, here, side in zip(nearest, np.ogrid[tuple(map(slice, inside.shape))], spacing_mm, strict=True):
+        apart = np.subtract(there, here, dtype=float)
+        apart *= side
+        squares += np.square(apart, out=apart)
+    return np.sqrt(squares, out=squares)[inside]
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:

@@ -147,6 +147,14 @@ def test_the_rule_on_contrasts_is_silent_about_what_is_no_whole_brain(phantom_ca
         assert brain.contrast_notes(swapped, volume.brain, spacing_mm) == ()
 
 
+def test_depth_is_scipy_s_distance_to_the_bit():
+    rng = np.random.default_rng(0)
+    for shape in ((9, 20, 17), (1, 12, 30), (25, 4, 6)):
+        inside, spacing_mm = rng.random(shape) < 0.9, tuple(rng.uniform(0.5, 5, 3))
+        expected = ndimage.distance_transform_edt(inside, sampling=spacing_mm)[inside]
+        assert np.array_equal(brain._depth_mm(inside, spacing_mm), expected)
+
+
 @pytest.mark.parametrize("scale", [lambda x: 3 * x, lambda x: x + 0.02 * x.std() * noise(x.shape)])
 def test_one_image_in_two_scales_is_noted(phantom_case, tmp_path: Path, scale):
     _, grid = read_array(phantom_case.flair, "FLAIR")
