@@ -128,12 +128,10 @@ def test_a_risk_curve_counts_the_brain_s_errors_by_rising_variance(networks):
     missed = truth & (np.cumsum(truth).reshape(truth.shape) % 2 == 0)
     members = np.stack([truth, truth & ~missed, truth & ~missed]).astype(np.float32)
     members[:, volume.ignore] = np.array([0.0, 1.0, 1.0])[:, None]  # an error of any size there counts for nothing
-    coverages = np.array([0.5, 1.0])
-    curve = risk_curve(run, members, subject, coverages)
-    assert curve.columns.tolist() == ["coverage", "risk", "oracle", "random", "subject"]
+    curve = risk_curve(run, members, subject, np.array([0.5, 0.0]))
+    assert curve.set_aside.tolist() == [0.5, 0.0]
     share = missed[inside].mean()
     assert curve.risk.tolist() == pytest.approx([0, share]) == curve.oracle.tolist()
-    assert curve.random.tolist() == pytest.approx([share, share]) and set(curve.subject) == {subject}
     area = agreement.area_under_risk_coverage(missed[inside], members.var(axis=0)[inside])["risk"]
     rows = agreement_rows(run, members, subject, 10, **ABOUT)
     assert by_metric(rows)["risk_area"] == pytest.approx(area) and rows.nfe.isna().all()
