@@ -41,6 +41,9 @@ class Server(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
+    def handle_error(self, request, client_address):
+        """Whoever asked has gone: socketserver would print that, into what a test reads."""
+
     def listed(self):
         files = self.entries if self.entries is not None else [entry(*one) for one in enumerate(FILES.items())]
         return json.dumps({"data": {"latestVersion": {"files": files}}}).encode()
