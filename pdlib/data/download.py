@@ -106,7 +106,7 @@ def address(server: str) -> str:
 def listing(session: requests.Session, server: str = SERVER) -> list[Remote]:
     """Every file of the data set. DownloadError where there is no such list, or a file in it would leave the folder."""
     try:
-        entries = _Listing.model_validate(_arrived(session, address(server), ATTEMPTS)).data.latestVersion.files
+        entries = _Listing.model_validate(_arrived(session, address(server))).data.latestVersion.files
     except ValidationError as error:
         first = error.errors()[0]
         cause = f"{'.'.join(map(str, first['loc'])) or 'the answer'}: {first['msg']}"
@@ -119,17 +119,17 @@ def listing(session: requests.Session, server: str = SERVER) -> list[Remote]:
     raise DownloadError(f"{address(server)}: no list of files ({' '.join(cause.split())[:300]})")
 
 
-def _arrived(session: requests.Session, url: str, attempts: int) -> object:
+def _arrived(session: requests.Session, url: str) -> object:
     """What a JSON answer holds. One that arrives cut is asked for again; a refusal is the session's to try again."""
-    with session.get(url, timeout=PATIENCE, stream=True) as answer:
-        answer.raise_for_status()
-        try:
-            return answer.json()
-        except requests.RequestException:
-            if attempts == 1:
-                raise
-    time.sleep(PAUSE)
-    return _arrived(session, url, attempts - 1)
+    for left in reversed(range(ATTEMPTS)):
+        with session.get(url, timeout=PATIENCE, stream=True) as answer:
+            answer.raise_for_status()
+            try:
+                return answer.json()
+            except requests.RequestException:
+                if not left:
+                    raise
+        time.sleep(PAUSE)
 
 
 def _remotes(entries: Iterable[_Entry], server: str) -> list[Remote]:

@@ -137,9 +137,12 @@ def _agreement(kept: Kept) -> None:
     rows = [{"method": name} for name in run.profile.members.agreement_methods]
     table = tables.table1(scores, rows=rows, **how)
     kept.table("agreement", table, f"Agreement ({run.whose_in(scores)}): Δ to PD-DDPM")
-    if kept.has("risk_curves"):
-        risks = kept.read("risk_curves")
-        kept.figure("agreement", agreement_figure(risks, scores, interval=run.profile.interval, note=run.note))
+
+
+def _risks(kept: Kept) -> None:
+    run, scores = kept.run, kept.read("agreement_scores")
+    how = {"interval": run.profile.interval, "note": run.note}
+    kept.figure("agreement", agreement_figure(kept.read("risk_curves"), scores, **how))
 
 
 def _starts(kept: Kept) -> None:
@@ -268,6 +271,7 @@ PIECES: dict[str, Callable[[Kept], None]] = {  # by the table that each is made 
     "t_prime_scores": _t_prime,
     "ensemble_scores": _ensembles,
     "agreement_scores": _agreement,
+    "risk_curves": _risks,
     "spread": partial(_plain, name="spread", draw=spread_figure),
     "preseg_scores": _starts,
     "truncation_scores": _both_ends,

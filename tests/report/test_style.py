@@ -63,7 +63,7 @@ AGREED, FEWER = load_profile("paper").members.agreement_methods, load_profile("p
 @pytest.mark.parametrize(
     ("names", "deficiency", "least"),
     [
-        ([*METHODS], None, 14),
+        ([*METHODS, "no method"], None, 14),
         *(
             (shown, deficiency, 9)
             for shown in (AGREED, [*FEWER, "distilled"])

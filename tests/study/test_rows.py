@@ -129,7 +129,7 @@ def test_a_risk_curve_counts_the_brain_s_errors_by_rising_variance(networks):
     members = np.stack([truth, truth & ~missed, truth & ~missed]).astype(np.float32)
     members[:, volume.ignore] = np.array([0.0, 1.0, 1.0])[:, None]  # an error of any size there counts for nothing
     curve = risk_curve(run, members, subject, np.array([0.5, 0.0]))
-    assert curve.set_aside.tolist() == [0.5, 0.0]
+    assert curve.columns.tolist() == ["risk", "oracle", "set_aside"] and curve.set_aside.tolist() == [0.5, 0.0]
     share = missed[inside].mean()
     assert curve.risk.tolist() == pytest.approx([0, share]) == curve.oracle.tolist()
     area = agreement.area_under_risk_coverage(missed[inside], members.var(axis=0)[inside])["risk"]
