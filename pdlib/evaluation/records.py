@@ -158,7 +158,7 @@ def stamp(
         except metadata.PackageNotFoundError:
             packages[package] = None
     return {
-        "git": _git(Path(root)),
+        "git": git_state(root),
         "packages": packages,
         "device": str(device),
         "processor": _processor(),
@@ -200,8 +200,11 @@ def data_fingerprint(paths: Iterable[str | os.PathLike]) -> str:
     return total.hexdigest()
 
 
-def _git(root: Path) -> dict:
-    """{sha, dirty}, or {sha: None, reason}. Dirty means changed sources: tables and figures are what a run changes."""
+def git_state(root: str | os.PathLike) -> dict:
+    """The code at root: {sha, dirty}, or {sha: None, reason} where git knows none.
+
+    Dirty means changed sources: tables and figures are what a run changes.
+    """
     status = ["status", "--porcelain", "--", ":/", *(f":(top,exclude){pattern}" for pattern in OUTPUTS)]
     try:
         sha, changed = (
