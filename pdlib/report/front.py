@@ -99,7 +99,10 @@ def times() -> str:
     rows = [
         (f"[{name}](../notebooks/{name}.ipynb)", LESSONS[name][0], minutes[name]) for name in LESSONS if name in minutes
     ]
-    caption = f"Minutes of each notebook by itself (profile {TIMED}, {records.read_stamp(RUN_TIMES)['device']})"
+    stamp = records.read_stamp(RUN_TIMES)
+    of, vectors = stamp["processor"]["name"], stamp["processor"]["vectors"]
+    has = "with" if any(one.endswith("bf16") for one in vectors) else "without"
+    caption = f"Minutes of each notebook by itself (profile {TIMED}, {stamp['device']} of {of}, {has} bfloat16)"
     return tables.table_markdown(pd.DataFrame(rows, columns=["Notebook", "Question", "Minutes"]), caption).strip()
 
 

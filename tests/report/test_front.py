@@ -84,9 +84,10 @@ def test_a_teacher_is_told_the_minutes_that_were_measured(tmp_path, monkeypatch)
     monkeypatch.setattr(front, "RUN_TIMES", tmp_path / "run_times.csv")
     assert front.times() == "The notebooks' minutes at `lesson` values have not been measured yet."
     times = {"profile": ["lesson", "cpu"], "notebook": ["05_sweep_t_prime", "00_tour"], "seconds": [75.0, 900.0]}
-    records.write_table(tmp_path / "run_times.csv", pd.DataFrame(times), {"device": "2 cores"})
+    stamp = {"device": "2 cores", "processor": {"name": "One", "vectors": ["avx2", "avx512_bf16"]}}
+    records.write_table(tmp_path / "run_times.csv", pd.DataFrame(times), stamp)
     caption, _, head, _, row = front.times().splitlines()
-    assert caption == "Minutes of each notebook by itself (profile lesson, 2 cores)"
+    assert caption == "Minutes of each notebook by itself (profile lesson, 2 cores of One, with bfloat16)"
     assert head == "| Notebook | Question | Minutes |"
     assert row == "| [05_sweep_t_prime](../notebooks/05_sweep_t_prime.ipynb) | How far to diffuse? | 1.2 |"
 
