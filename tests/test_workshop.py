@@ -8,8 +8,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from pdlib import workshop
-from pdlib.paths import NOTEBOOKS
+from pdlib.evaluation import records
+from pdlib.paths import NOTEBOOKS, RUN_TIMES
 
+LONGEST = 180  # seconds that a lesson may take on two cores
 SECRET = "tripled = 3 * number"
 
 
@@ -128,3 +130,10 @@ def test_times_are_stamped(lesson, tmp_path, monkeypatch):
     assert workshop.main(["times"]) == 0
     assert pd.read_csv(table)[["profile", "notebook", "seconds"]].equals(rows)
     assert json.loads(table.with_suffix(".stamp.json").read_text())["device"].endswith("cores")
+
+
+def test_no_lesson_took_longer_than_promised_when_it_was_timed():
+    times = records.read_table(RUN_TIMES)
+    assert records.read_stamp(RUN_TIMES)["device"] == "2 cores" and set(times.profile) == {workshop.PROFILE}
+    assert sorted(times.notebook) == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    assert times.seconds.max() < LONGEST
