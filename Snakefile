@@ -83,7 +83,7 @@ def outputs(job):
     }.get(job, [])
 
 
-STUDENTS = [f"student_{calls:04d}" for calls in (OWN.distillation.students if OWN.distillation else ())]
+STUDENTS = [f"student_{calls:04d}" for calls in OWN.distillation.students]
 REPEATED_TRAININGS = {  # the training that a job with a dot is, by its notebook
     "02_train_segmenters": "{}",
     **{DENOISERS[training]: f"{training}_{{}}" for training in REPEATED},

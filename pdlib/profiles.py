@@ -73,10 +73,10 @@ class Profile(Section):
     wolleb2021: DenoiserTraining
     tdpm: TdpmTraining
     refine: RefineTraining
-    distillation: DistillationTraining | None  # None: no students, in no notebook
-    latent: LatentTraining | None  # None: no chain of codes, in no notebook
-    start_matched: StartMatchedTraining | None  # None: no such row, nor the refiner
-    noise_level: NoiseLevelTraining | None  # None: no levels are estimated, in no notebook
+    distillation: DistillationTraining
+    latent: LatentTraining
+    start_matched: StartMatchedTraining
+    noise_level: NoiseLevelTraining
     fundus: Fundus | None  # None: no photographs in notebook 08
     comparison: Comparison
     sweep: Sweep
@@ -114,38 +114,23 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _students_can_be_distilled(self) -> Self:
-        if "distilled" in self.rows and self.distillation is None:
-            raise ValueError("distillation: null leaves no networks for the row distilled")
         if "distilled" in self.rows and self.denoiser.diffusion.prediction == "eps":
             raise ValueError("denoiser.diffusion.prediction: eps cannot be distilled, v and x_start can")
         return self
 
     @model_validator(mode="after")
     def _chains_start_as_they_were_trained(self) -> Self:
-        rows, denoiser = sorted({"start_matched", "unmatched", "refiner"} & self.rows), self.denoiser.network
-        if rows and self.start_matched is None:
-            raise ValueError(f"start_matched: null leaves no networks for the row {rows[0]}")
-        if "start_matched" in rows and self.chain.convention != "consistent":
+        if "start_matched" in self.rows and self.chain.convention != "consistent":
             raise ValueError("chain.convention: a start-matched chain is trained for consistent alone")
-        if self.start_matched is not None:
-            sees, preseg = self.start_matched.network.in_channels, denoiser.out_channels
-            if sees != denoiser.in_channels + preseg:
-                raise ValueError(f"start_matched.network.in_channels {sees}: those of the denoiser and the preseg's")
+        sees, denoiser = self.start_matched.network.in_channels, self.denoiser.network
+        if sees != denoiser.in_channels + denoiser.out_channels:
+            raise ValueError(f"start_matched.network.in_channels {sees}: those of the denoiser and the preseg's")
         return self
 
     @model_validator(mode="after")
     def _codes_fit_the_slices(self) -> Self:
-        if self.latent is None and "latent" in self.rows:
-            raise ValueError("latent: null leaves no networks for the row latent")
-        if self.latent is not None:
-            masks = self.denoiser.network
-            self.latent.require_fit(masks.in_channels - masks.out_channels, self.data.multiple)
-        return self
-
-    @model_validator(mode="after")
-    def _levels_can_be_estimated(self) -> Self:
-        if self.noise_level is None and "noise_level" in self.rows:
-            raise ValueError("noise_level: null leaves no network for the row noise_level")
+        masks = self.denoiser.network
+        self.latent.require_fit(masks.in_channels - masks.out_channels, self.data.multiple)
         return self
 
     @property

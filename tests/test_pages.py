@@ -8,6 +8,7 @@ import yaml
 
 from pdlib.book import notebook_names, pages_of_api, pages_of_run
 from pdlib.paths import DOCS, ROOT
+from pdlib.profiles import load_profile
 from pdlib.report.readme import quoted
 
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("*/README.md")])
@@ -44,6 +45,11 @@ def test_the_pages_are_read():
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/index.md"} <= {*named}
     assert {f"notebooks/{name}.ipynb" for name in notebook_names()} <= {*named["README.md"]}
     assert "../data/README.md" in named["docs/methods.md"]
+
+
+def test_as_many_processes_as_the_page_says_can_share_the_training_s_batch():
+    command = re.search(r"^fabric run .*--devices (\d+) .* denoiser_0 (\w+)$", (DOCS / "scale.md").read_text(), re.M)
+    assert load_profile(command[2]).denoiser.fit.batch_size % int(command[1]) == 0
 
 
 def test_the_citation_is_of_this_version():

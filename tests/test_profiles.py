@@ -458,7 +458,6 @@ def test_the_paper_s_profile_holds_the_printed_constants():
         ({"latent": {"fit": {"crop": [64, 46]}}}, r"latent.fit.crop \[64, 46\].* multiples of 4"),
         ({"latent": {"autoencoder": {"fit": {"crop": [63, 48]}}}}, r"autoencoder.fit.crop \[63, 48\].* multiples of 2"),
         ({"latent": {"autoencoder": {"network": {"factor": 8}}}}, "latent.autoencoder.network.factor: 8: .*1, 2 or 4"),
-        ({"latent": None, "comparison": {"methods": ["pd_ddpm", "latent"]}}, "no networks for the row latent"),
     ],
 )
 def test_codes_have_to_fit_the_slices(changes, said):

@@ -163,7 +163,7 @@ def test_the_ledger_is_read_from_subjects_of_its_own(place):
     subprocess.run(offline(*CALL, "confirm"), cwd=ROOT, env=os.environ | {"OUT": str(place.out)}, check=True)
     scores = read_scores(place)["table1_scores"]
     assert scores.subject.nunique() == 3 and not {*scores.subject} & {*records.read_table(place.folds).subject}
-    assert "phantom, profile smoke, 3 test subjects of its own" in (place.figures / "claims.md").read_text()
+    assert "phantom, profile smoke, 3 test subjects of their own" in (place.figures / "claims.md").read_text()
     claims = pd.read_csv(place.figures / "claims.csv").set_index("claim")
     dice = scores[scores.metric == "dice"].pivot(index="subject", columns="method", values="value")
     told = claims.loc["PD-DDPM beats its pre-segmenter"]

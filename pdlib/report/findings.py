@@ -116,7 +116,9 @@ def _advice(table1: pd.DataFrame, agreement: pd.DataFrame, margin: float, interv
     distance = agreement[(agreement.metric == "energy_distance") & agreement.value.notna()]
     if distance.empty:
         return f"{said}; there are no raters to say whose uncertainty to trust."
-    return f"{said}; for an uncertainty that looks like the raters' disagreement, {_nearest(distance, interval)}."
+    unrated = "" if cheapest in {*distance.method} else f" ({display_name(cheapest)} is none of them)"
+    nearest = f"{_nearest(distance, interval)}{unrated}"
+    return f"{said}; for an uncertainty that looks like the raters' disagreement, {nearest}."
 
 
 def _nearest(distance: pd.DataFrame, interval: Mapping[str, float]) -> str:
@@ -128,7 +130,7 @@ def _nearest(distance: pd.DataFrame, interval: Mapping[str, float]) -> str:
         other: _compared(select(distance, {"method": other}), first, interval, "energy_distance") for other in others
     }
     alike = [f"{display_name(other)} ({means[other]:.3f})" for other, pair in pairs.items() if pair["low"] <= 0]
-    said = f"{display_name(name)} has the lowest mean energy distance ({means.iloc[0]:.3f}"
+    said = f"{display_name(name)} has the lowest mean energy distance of {len(means)} rows ({means.iloc[0]:.3f}"
     said += f"; PD-DDPM {means[CHAIN]:.3f})" if CHAIN in others else ")"
     return said + (f", not told apart from {' and '.join(alike)}" if alike else "")
 

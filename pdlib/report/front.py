@@ -64,8 +64,10 @@ def found(place: Layout) -> str:
         head, _, rest = sentences[number].partition(": ")
         answers.append(f"**{head}:** {rest.replace(f'{MATCHED}, ', '')}")
     listed = "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, start=1))
-    data_and_profile = ", ".join(whose.split(", ")[:2])  # how many subjects stands beside the numbers in docs/
-    return f"{data_and_profile}. {_tally(claims)}\n\n{listed}"
+    run, _, own = whose.partition("; what is said of claims: ")
+    data_and_profile = ", ".join(run.split(", ")[:2])  # how many subjects stands beside the numbers in docs/
+    apart = f" The claims have {own}, others than those of the tables and figures." if own else ""
+    return f"{data_and_profile}. {_tally(claims)}{apart}\n\n{listed}"
 
 
 def rows(place: Layout) -> str:

@@ -97,7 +97,7 @@ def _with_stand_ins(
     wanted["unmatched"] = "deep_ensemble"
     rows = {"start_matched": {"rule": "dpm_solver", "calls": few_calls}}
     rows |= {name: {"rule": "x0_jump"} for name in ("refiner", "unmatched")}
-    if profile.start_matched is not None and "start_matched" not in {*fewer.method}:
+    if "start_matched" in profile.rows and "start_matched" not in {*fewer.method}:
         every = select(fewer, EVERY_STEP).iloc[0]
         parts = [fewer, _as(agreed, {"method": CHAIN}, method=CHAIN, rule=every["rule"], calls=every.calls)]
         for name, other in wanted.items():

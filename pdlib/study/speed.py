@@ -65,7 +65,7 @@ class Trial:
 
 
 def trials(profile: Profile, head: Head) -> dict[str, Trial]:
-    """Every training of a profile by its name: segmenters, denoisers, TDPM's, ADDPM's last network, photographs'."""
+    """Every training that a profile's rows stand on, by its name, and those of ADDPM's last network and photographs."""
     found, fits, image = {}, profile.segmenters.fit, (2, head.height, head.width)
     for name in ("unet", "attention_unet", "unet_plus_plus", "bayesian_unet", "probabilistic_unet"):
         loss = objectives.build_objective(**profile.segmenters.objective_of(name).arguments())
@@ -82,13 +82,13 @@ def trials(profile: Profile, head: Head) -> dict[str, Trial]:
     refine = profile.refine
     last = objectives.one_step_objective(diffusion, stop, False, _loss(refine.objective))
     found["refine"] = Trial(_segmenter("attention_unet", refine.network), last, refine.fit, image, state=True)
-    if profile.start_matched:
+    if {"start_matched", "unmatched", "refiner"} & profile.rows:
         found |= _start_matched(profile, image)
     if "distilled" in profile.rows:
         found["student"] = _student(profile, image)
-    if profile.latent:
+    if "latent" in profile.rows:
         found |= _codes(profile, image)
-    if profile.noise_level:
+    if "noise_level" in profile.rows:
         found["noise_level"] = _levels(profile, image)
     if profile.fundus:
         found |= _photographs(profile, stop)

@@ -1,6 +1,6 @@
 """Train one network of a profile, data-parallel on as many processes as `fabric run` begins.
 
-fabric run --accelerator cuda --devices 8 pdlib/study/train.py denoiser_0 paper [--fold K] [--out FOLDER]
+fabric run --accelerator cuda --devices 4 pdlib/study/train.py denoiser_0 paper [--fold K] [--out FOLDER]
 
 A network is that of a notebook's job: `attention_unet_0` of 02, `denoiser_0` of 03. It is the notebook's own training:
 the same recipe in the same folder, so that the graph goes on from it, and it from what the graph has begun.

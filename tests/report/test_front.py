@@ -48,6 +48,18 @@ def test_a_question_is_answered_by_its_claims_and_verdicts(place):
     assert "3. **What to use:** that." in said and "Matching" not in said and "TDPM" not in said
 
 
+def test_a_reader_is_told_that_the_claims_have_other_subjects(place):
+    ledger(place, {"number": "C1", "claim": "a"})
+    assert "others than those" not in front.found(place)
+    path = place.figures / "findings.md"
+    whose = "profile cpu, 9 test subjects; what is said of claims: 180 test subjects of their own (60 of some rows))"
+    path.write_text(path.read_text().replace("profile cpu)", whose))
+    said = "The claims have 180 test subjects of their own (60 of some rows), others than those of the tables and"
+    assert f"{said} figures." in front.found(place) and front.found(place).startswith(
+        "Phantom, profile cpu. Of 1 claims"
+    )
+
+
 def test_our_own_chain_is_told_of_where_it_was_judged(place):
     ledger(place, {"number": "C1", "claim": "a"}, {"number": "C11", "claim": "start-matched beats it"})
     assert "2. **Matching it:** it helps.\n3. **What to use:** that." in front.found(place)

@@ -71,7 +71,6 @@ def test_a_student_has_no_dropout(trained):
         ({"distillation": {"calls": 6}}, "distillation: calls 6: a power of two .*"),
         ({"distillation": {"calls": 1}}, "distillation: calls 1: a power of two .*"),
         ({"distillation": {"fit": {"ema_decay": 0.5}}}, "distillation: fit.ema_decay 0.5: .* not averaged"),
-        (ROW | {"distillation": None}, "distillation: null leaves no networks for the row distilled"),
         (ROW | {"denoiser": {"diffusion": {"prediction": "eps"}}}, "denoiser.diffusion.prediction: eps cannot be .*"),
     ],
 )

@@ -140,7 +140,6 @@ def test_the_control_has_the_same_recipe_and_sees_no_pre_segmentation(run):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"start_matched": None}, "start_matched: null leaves no networks for the row"),
         ({"chain": {"convention": "official"}}, "trained for consistent alone"),
         ({"start_matched": {"presegs": {"corrupted": 0.95}}}, "shares of the same images"),
         ({"start_matched": {"network": {"in_channels": 3}}}, "in_channels 3"),
