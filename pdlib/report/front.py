@@ -104,7 +104,10 @@ def times() -> str:
     stamp = records.read_stamp(RUN_TIMES)
     of, vectors = stamp["processor"]["name"], stamp["processor"]["vectors"]
     has = "with" if any(one.endswith("bf16") for one in vectors) else "without"
-    caption = f"Minutes of each notebook by itself (profile {TIMED}, {stamp['device']} of {of}, {has} bfloat16)"
+    caption = (
+        f"Minutes of each notebook, one after the other in a new clone (profile {TIMED}, {stamp['device']} of {of}, "
+        f"{has} bfloat16): the first makes the phantom for all, and one may go on from what another has sampled"
+    )
     return tables.table_markdown(pd.DataFrame(rows, columns=["Notebook", "Question", "Minutes"]), caption).strip()
 
 

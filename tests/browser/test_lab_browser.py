@@ -17,17 +17,13 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from screens import PREPARED, SCREENS, SCREENSHOTS, chromium
 
 from pdlib.lab import install_filter
 from pdlib.paths import NOTEBOOKS, ROOT
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
-
 NAMES = [name for name in ("00_tour", "05_sweep_t_prime", "06_ensemble_size") if (NOTEBOOKS / f"{name}.ipynb").exists()]
-PREPARED = "pdlib/run"  # in pytest's cache: where tests/test_reproduce.py left its run
-SCREENSHOTS = ROOT / "runs" / "browser"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-LAPTOP, TALLEST = {"width": 1366, "height": 768}, 16_000  # pixels
+LAPTOP, TALLEST = dict(zip(("width", "height"), SCREENS["laptop"], strict=False)), 16_000  # pixels
 STARTED_SECONDS = 120
 RUN_SECONDS = 900  # of one notebook, where it has to prepare by itself what it stands on
 SLIDER_SECONDS = 5  # generous: of a busy machine
@@ -93,12 +89,8 @@ def lab(clone, tmp_path_factory) -> Iterator[dict]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    path = shutil.which("chromium")
-    assert path, "no chromium: `make test-browser` installs it where it may"
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(params=NAMES)

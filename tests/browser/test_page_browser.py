@@ -1,22 +1,16 @@
 """The page of a result in a real browser: opened from the file system, on a laptop and a phone, bright and dark."""
 
-import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from screens import SCREENS, keep, tab_on, too_wide
 
 from pdlib.data.nifti import Grid
 from pdlib.inference.summary import Cost, InputFile, Networks, Score, Settings, Summary, measured
-from pdlib.paths import ROOT
 from pdlib.report.page import page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
-
-SCREENSHOTS = ROOT / "runs" / "browser"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-SCREENS = {"laptop": (1366, 768, "light"), "phone": (390, 844, "dark")}
 LONG = "a_name_without_a_space_" * 6
 
 
@@ -55,19 +49,11 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("screen", SCREENS)
 def test_it_opens_without_a_request_and_its_slider_works(file, screen):
-    width, height, scheme = SCREENS[screen]
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        asked, said = [], []
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
+    with tab_on(screen) as (tab, asked, said):
         tab.goto(file.as_uri())
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        tab.screenshot(path=SCREENSHOTS / f"page_{screen}.png", full_page=True)
+        keep(tab, f"page_{screen}")
         assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width, "nothing is wider than the screen"
+        assert too_wide(tab) <= 0, "nothing is wider than the screen"
         number, first = tab.locator("#number"), tab.locator("image >> nth=0")
         shown = first.get_attribute("href")
         assert number.inner_text() == "slice 9 of 20"
@@ -83,4 +69,3 @@ def test_it_opens_without_a_request_and_its_slider_works(file, screen):
         tab.locator("#up").click()
         assert number.inner_text() == "slice 14 of 20" and not ring.is_visible()
         assert said == []
-        browser.close()

@@ -99,7 +99,8 @@ def test_a_teacher_is_told_the_minutes_that_were_measured(tmp_path, monkeypatch)
     stamp = {"device": "2 cores", "processor": {"name": "One", "vectors": ["avx2", "avx512_bf16"]}}
     records.write_table(tmp_path / "run_times.csv", pd.DataFrame(times), stamp)
     caption, _, head, _, row = front.times().splitlines()
-    assert caption == "Minutes of each notebook by itself (profile lesson, 2 cores of One, with bfloat16)"
+    of = "(profile lesson, 2 cores of One, with bfloat16): "
+    assert caption.startswith(f"Minutes of each notebook, one after the other in a new clone {of}")
     assert head == "| Notebook | Question | Minutes |"
     assert row == "| [05_sweep_t_prime](../notebooks/05_sweep_t_prime.ipynb) | How far to diffuse? | 1.2 |"
 
