@@ -68,7 +68,7 @@ def outputs(job):
         "06_ensemble_size": pictures("fig4", "agreement", "spread")
         + tables("agreement")
         + results("ensemble_scores", "agreement_scores", "risk_curves", "spread"),
-        "07_preseg_accuracy": tables("table2") + results("preseg_scores", "preseg_checkpoints"),
+        "07_preseg_accuracy": pictures("starts") + tables("table2") + results("preseg_scores", "preseg_checkpoints"),
         "08_truncate_both_ends": pictures("truncation")
         + tables("truncation")
         + results("truncation_scores", "truncation_grid")

@@ -23,6 +23,7 @@ PICTURES = {  # in a reader's order; others follow
     "fig3": "Fig. 3: how far to diffuse",
     "fig4": "Fig. 4: how many members",
     "scores": "Table 1 as a picture",
+    "starts": "Table 2 as a picture",
     "fewer_calls": "Fewer calls",
     "truncation": "Both ends truncated",
     "agreement": "Members and raters",

@@ -116,13 +116,13 @@ def _advice(table1: pd.DataFrame, agreement: pd.DataFrame, margin: float, interv
     distance = agreement[(agreement.metric == "energy_distance") & agreement.value.notna()]
     if distance.empty:
         return f"{said}; there are no raters to say whose uncertainty to trust."
-    unrated = "" if cheapest in {*distance.method} else f" ({display_name(cheapest)} is none of them)"
-    nearest = f"{_nearest(distance, interval)}{unrated}"
+    nearest = _nearest(distance, interval, cheapest)
     return f"{said}; for an uncertainty that looks like the raters' disagreement, {nearest}."
 
 
-def _nearest(distance: pd.DataFrame, interval: Mapping[str, float]) -> str:
-    """The row with the lowest mean energy distance, and those that are not told apart from it."""
+def _nearest(distance: pd.DataFrame, interval: Mapping[str, float], advised: str) -> str:
+    """The row with the lowest mean energy distance, and those that are not told apart from it; and whether the row that
+    is advised for its Dice has such distances at all."""
     means = distance.groupby("method").value.mean().sort_values()
     name, *others = means.index
     first = select(distance, {"method": name})
@@ -130,7 +130,9 @@ def _nearest(distance: pd.DataFrame, interval: Mapping[str, float]) -> str:
         other: _compared(select(distance, {"method": other}), first, interval, "energy_distance") for other in others
     }
     alike = [f"{display_name(other)} ({means[other]:.3f})" for other, pair in pairs.items() if pair["low"] <= 0]
-    said = f"{display_name(name)} has the lowest mean energy distance of {len(means)} rows ({means.iloc[0]:.3f}"
+    said = f"{display_name(name)} has the lowest mean energy distance of {len(means)} rows"
+    said += "" if advised in means else f", of which {display_name(advised)} is none"
+    said += f" ({means.iloc[0]:.3f}"
     said += f"; PD-DDPM {means[CHAIN]:.3f})" if CHAIN in others else ")"
     return said + (f", not told apart from {' and '.join(alike)}" if alike else "")
 

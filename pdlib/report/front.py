@@ -30,7 +30,7 @@ LESSONS = {  # notebook: the question that it answers, and the picture that it d
     "04_compare_methods": ("Which row of Table 1 is best, at what cost?", "fig2"),
     "05_sweep_t_prime": ("How far to diffuse?", "fig3"),
     "06_ensemble_size": ("How many members, and what is their spread worth?", "fig4"),
-    "07_preseg_accuracy": ("How good must the start be?", ""),
+    "07_preseg_accuracy": ("How good must the start be?", "starts"),
     "08_truncate_both_ends": ("Can the chain also stop early (ADDPM)?", "truncation"),
     "09_read_the_kernels": ("What makes a step fast?", "speed_cpu"),
     "10_fewer_calls": ("How few calls are enough?", "fewer_calls"),

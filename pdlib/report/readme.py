@@ -41,6 +41,7 @@ PICTURES = {  # of figures/: what they show
     "fig3": "Fig. 3: Dice and uncertainty against T'",
     "fig4": "Fig. 4: Dice against the number of members",
     "scores": "Table 1 as a picture",
+    "starts": "Table 2 as a picture",
     "truncation": "ADDPM beside its neighbours",
     "fewer_calls": "Fewer calls",
     "agreement": "Uncertainty against errors and raters",

@@ -1,4 +1,4 @@
-"""Scores against what a user may choose: T' (Fig. 3), and the number of members (Fig. 4)."""
+"""Scores against what a user may choose: T' (Fig. 3), the number of members (Fig. 4), and the start (Table 2)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from pdlib.evaluation.stats import mean_interval
 from pdlib.report.differences import BARS, paired_mean, reach, row_mean
 from pdlib.report.printed import mark_printed
 from pdlib.report.style import DOUBLE, SINGLE, SPLIT_STYLES, PaperFigure, method_colour, paper_style, scaled_axis
-from pdlib.report.titles import display_name
+from pdlib.report.titles import display_name, start_title
 from pdlib.report.values import select, tested_values
 
 
@@ -112,6 +112,35 @@ def ensemble_figure(
     ax.set(xlabel="Ensemble size", ylabel="Dice, mean ± deviation\nover random ensembles")
     ax.set_xticks(sizes)
     figure.legend(loc="outside lower center")
+    return figure
+
+
+@paper_style
+def starts_figure(table: pd.DataFrame, *, method: str, presegmenter: str) -> PaperFigure:
+    """Table 2 as a picture: left from each start's mean Dice, hollow, to that of the method; right the paired
+    differences with their intervals, but for a start without a Dice of its own.
+
+    table: as `tables.table2` returns it, a start in a row, drawn from the top down.
+    """
+    figure = PaperFigure(figsize=(DOUBLE, 0.7 + 0.3 * len(table)))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    places, ours, start = range(len(table)), method_colour(method), method_colour(presegmenter)
+    left.hlines(places, table.preseg_dice, table.dice, color=ours, linewidth=0.8)
+    left.plot(table.preseg_dice, places, "o", color=start, markerfacecolor="white", label="its start", clip_on=False)
+    left.plot(table.dice, places, "o", color=ours, label=display_name(method), clip_on=False)
+    for place, row in zip(places, table.itertuples(), strict=True):
+        if row.preseg_dice > 0:
+            reached = [
+                [row.dice_difference - row.dice_difference_low],
+                [row.dice_difference_high - row.dice_difference],
+            ]
+            right.errorbar(row.dice_difference, place, xerr=reached, fmt="o", color=ours, **BARS)
+    right.axvline(0, color="0.5", linewidth=0.6, zorder=0)
+    left.set_yticks(places, [start_title(name) for name in table.start])
+    left.set(xlabel=f"Dice (n = {table.n.iloc[0]})", ylim=(len(table) - 0.5, -0.5))
+    right.set(xlabel=f"{display_name('dice_difference')} to its start")
+    right.tick_params(left=False, labelleft=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

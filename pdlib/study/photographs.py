@@ -32,6 +32,12 @@ from pdlib.training.weights import BUILDERS, load_weights
 RECIPE = CONFIGS / "phantom_fundus.yaml"
 
 
+def draw(run: Run, cases: int, size: int) -> list[Fundus]:
+    """Synthetic photographs of a run's seed, of size x size pixels."""
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    return fundus_phantom(cases=cases, size=size, seed=run.seed, parameters=recipe)
+
+
 @dataclass(frozen=True)
 class Eyes:
     """Synthetic photographs, by split."""
@@ -44,8 +50,7 @@ class Eyes:
     def of(cls, run: Run) -> "Eyes":
         """Those of the profile's section `fundus`."""
         fundus = run.profile.fundus
-        recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-        eyes = fundus_phantom(cases=fundus.cases, size=fundus.size, seed=run.seed, parameters=recipe)
+        eyes = draw(run, fundus.cases, fundus.size)
         held = fundus.held_out
         return cls(eyes[: -2 * held], eyes[-2 * held : -held], eyes[-held:])
 

@@ -23,7 +23,7 @@ from pdlib.report.findings import findings, findings_markdown
 from pdlib.report.printed import printed_dice
 from pdlib.report.spread import spread_figure
 from pdlib.report.style import PaperFigure, save_figure
-from pdlib.report.sweeps import ensemble_figure, t_prime_figure
+from pdlib.report.sweeps import ensemble_figure, starts_figure, t_prime_figure
 from pdlib.report.titles import Row as Named
 from pdlib.report.values import missed_starts
 from pdlib.report.verdicts import verdicts_figure
@@ -151,6 +151,7 @@ def _starts(kept: Kept) -> None:
     scores = kept.read("preseg_scores")
     table = tables.table2(scores, starts=labels, **how, interval=run.profile.interval)
     kept.table("table2", table, f"Table 2, ours ({run.whose_in(scores)}): Δ to the row's own start")
+    kept.figure("starts", starts_figure(table, method=CHAIN, presegmenter=how["presegmenter"], note=run.note))
 
 
 def _both_ends(kept: Kept) -> None:

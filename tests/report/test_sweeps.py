@@ -64,3 +64,15 @@ def test_ensemble_deviation_is_over_random_ensembles_and_the_gain_over_subjects(
     assert [text.get_text() for text in figure.legends[0].texts] == [f"test (n = 2, 2 ensembles a size)\n{told}"]
     (ax,) = sweeps.ensemble_figure(scores, **how, paper=printed_dice("fig4", note="")).axes
     assert line(ax, "mean in the paper").get_xydata().tolist() == [[5, 0.812]]
+
+
+def test_each_start_is_joined_with_what_became_of_it():
+    table = pd.DataFrame({"start": ["empty", "checkpoint_1", "best"], "n": 12, "preseg_dice": [0.0, 0.5, 0.6]})
+    table = table.assign(dice=[0.4, 0.55, 0.58], dice_difference=[0.4, 0.05, -0.02])
+    table = table.assign(dice_difference_low=[0.3, 0.01, -0.03], dice_difference_high=[0.5, 0.08, 0.01])
+    left, right = sweeps.starts_figure(table, method="pd_ddpm", presegmenter="attention_unet").axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["empty", "checkpoint 1", "best"]
+    assert np.array_equal(line(left, "its start").get_xdata(), table.preseg_dice)
+    assert np.array_equal(line(left, "PD-DDPM").get_xdata(), table.dice)
+    drawn = [one.lines[2][0].get_segments()[0][:, 0] for one in right.containers]
+    assert np.allclose(drawn, [[0.01, 0.08], [-0.03, 0.01]]), "nothing has no difference of its own"
