@@ -1,5 +1,6 @@
 """The doors to the environment agree, imports only go down, and light modules stay light."""
 
+import ast
 import os
 import re
 import subprocess
@@ -18,6 +19,18 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "pdlib").rglob("*.py")
 )
+
+
+LINUX_ALONE = {  # of os: their documentation says "Availability: Linux", or all but macOS
+    *("sched_getaffinity", "sched_setaffinity", "memfd_create", "eventfd", "pidfd_open", "splice", "setns", "unshare"),
+    *("posix_fadvise", "posix_fallocate", "copy_file_range", "getrandom", "getxattr", "setxattr", "timerfd_create"),
+}
+
+
+def asked_for_first(tree: ast.AST) -> set[ast.AST]:
+    """The nodes below an `if`, in a line or a block, that asks whether something is there."""
+    ifs = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp)]
+    return {one for node in ifs if re.search(r"hasattr|exists\(\)", ast.unparse(node.test)) for one in ast.walk(node)}
 
 
 def name_of(requirement: str) -> str:
@@ -88,6 +101,18 @@ def test_without_triton_chains_are_sampled_and_the_kernels_notebook_runs(tmp_pat
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert "there is no Triton" in (tmp_path / "executed.ipynb").read_text(encoding="utf-8")
+
+
+def test_what_linux_alone_has_is_asked_for_first():
+    for path in [*(ROOT / "pdlib").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        guarded, nodes = asked_for_first(tree), [*ast.walk(tree)]
+        used = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in LINUX_ALONE]
+        assert {*used} <= guarded, f"{path}: {used[0].attr}"
+        places = [node for node in nodes if isinstance(node, ast.Constant) and str(node.value).startswith("/proc/")]
+        assert not places or ".exists()" in ast.unparse(tree), f"{path}: {places[0].value}"
+        imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        assert not imported & {"fcntl", "termios", "pwd", "grp"}, f"{path}: filelock and os have what these have"
 
 
 def test_light_modules_load_neither_torch_nor_monai():
