@@ -8,7 +8,7 @@ from screens import PREPARED, SCREENS, keep, tab_on, too_wide
 from pdlib import book
 from pdlib.paths import layout
 
-PAGES = ("index", "notebooks/00_tour", "notebooks/04_compare_methods", "ledger", "docs/faq", "api/diffusion")
+PAGES = ("index", "notebooks/00_tour", "notebooks/04_compare_methods", "ledger", "faq", "api/diffusion")
 WORD = "noise"
 LOADED = "images => images.filter(image => !(image.complete && image.naturalWidth > 1)).map(image => image.src)"
 
