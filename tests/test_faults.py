@@ -100,7 +100,7 @@ def test_files_add_up_and_one_that_runs_again_counts_anew(tmp_path):
 
 def test_rows_of_other_code_go(tmp_path, monkeypatch):
     for file, sha in (("a.py", "1" * 40), ("b.py", "2" * 40)):
-        monkeypatch.setattr(records, "_git", lambda root, sha=sha: {"sha": sha, "dirty": False})
+        monkeypatch.setattr(records, "git_state", lambda root, sha=sha: {"sha": sha, "dirty": False})
         add(tmp_path / "faults.csv", rows((FIRST, file, 1, 1, 0)))
     assert counted(tmp_path / "faults.csv") == {(FIRST, "b.py"): (1, 1, 0)}
 

@@ -71,7 +71,7 @@ def test_what_notebooks_made_of_the_committed_scores_is_made_again_to_the_byte(t
 def test_a_whole_run_is_the_same_and_images_are_named_as_not_checked(place):
     (place.figures / "fig2.png").write_bytes(b"slices")
     checks = list(verify.drawings(place))
-    assert len(found(checks, SAME)) == 6 and not found(checks, DIFFERS)
+    assert len(found(checks, SAME)) == 8 and not found(checks, DIFFERS)
     assert found(checks, UNCHECKED) == {"figures/cpu/fig2.png": "shows subjects' slices, which results/ does not hold"}
 
 
@@ -99,7 +99,8 @@ def test_a_changed_score_shows_in_the_table_and_in_the_stamp(place):
     rows = records.read_table(path)
     rows.loc[(rows.metric == "dice") & (rows.method == CHAIN), "value"] *= 0.99
     records.write_table(path, rows, stamp)
-    assert {*found(verify.drawings(place), DIFFERS)} == {"figures/cpu/table2.csv", "figures/cpu/table2.md"}
+    drawn = {f"figures/cpu/{name}" for name in ("table2.csv", "table2.md", "starts.png", "starts.pdf")}
+    assert {*found(verify.drawings(place), DIFFERS)} == drawn
     path.write_text(path.read_text().replace(",0.7", ",0.8", 1))
     told = found(verify.stamps(place.out / "results"), DIFFERS)
     assert told == {"results/cpu/preseg_scores.csv": "the table was changed after it was stamped"}
@@ -257,7 +258,7 @@ def test_the_command_ends_with_1_on_a_difference_and_2_where_there_is_nothing(pl
     monkeypatch.setenv("PDLIB_OUT_FOLDER", str(place.out))
     monkeypatch.setenv("PDLIB_PROFILE", "")
     monkeypatch.setattr(verify, "_commit", lambda *about: verify.Check(SAME, "commit"))
-    assert verify.main() == 0 and "11 same, 0 DIFFERS, 1 not checked" in capsys.readouterr().out
+    assert verify.main() == 0 and "13 same, 0 DIFFERS, 1 not checked" in capsys.readouterr().out
     stamp = place.results / "folds.stamp.json"
     stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"seed": None}))
     assert verify.main() == 1 and "results/cpu/folds.csv: its stamp does not say: seed" in capsys.readouterr().out

@@ -98,12 +98,15 @@ def _with_stand_ins(
     rows = {"start_matched": {"rule": "dpm_solver", "calls": few_calls}}
     rows |= {name: {"rule": "x0_jump"} for name in ("refiner", "unmatched")}
     if "start_matched" in profile.rows and "start_matched" not in {*fewer.method}:
-        every = select(fewer, EVERY_STEP).iloc[0]
-        parts = [fewer, _as(agreed, {"method": CHAIN}, method=CHAIN, rule=every["rule"], calls=every.calls)]
+        every, parts = select(fewer, EVERY_STEP), [fewer]
+        if "energy_distance" not in {*every.metric}:
+            about = {"method": CHAIN, "rule": every["rule"].iloc[0], "calls": every.calls.iloc[0]}
+            parts.append(_as(agreed, {"method": CHAIN}, **about))
         for name, other in wanted.items():
             row = {"method": CHAIN} | rows[name]
             about = {"method": name, "rule": "start_matched", "calls": few_calls}
-            parts += [select(fewer, row).assign(**about), _as(agreed, {"method": other}, **about)]
+            near_by = select(fewer[fewer.metric != "energy_distance"], row)
+            parts += [near_by.assign(**about), _as(agreed, {"method": other}, **about)]
             near |= dict.fromkeys([(name, "dice"), (name, "lesion_f1")], row_title(row))
             near[name, "energy_distance"] = display_name(other)
         fewer = pd.concat(parts)
