@@ -94,6 +94,17 @@ def test_pictures_come_from_the_report(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_curves_are_drawn_from_what_was_written(name):
+    """In memory a number has more digits than in results/, from which the figure is drawn again."""
+    for tree in [ast.parse(cell.source) for cell in code_cells(name)]:
+        calls = [
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        ]
+        dropped = [ast.unparse(call) for call in calls if ast.unparse(call.func) == "run.write"]
+        assert not [one for one in dropped if "histor" in one], "history = run.write(..., history)"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_git_holds_text_and_code_alone(name):
     assert text(name) == cleaned(text(name)), "python -m pdlib.lab clean < NOTEBOOK"
     ids = [cell["id"] for cell in nbformat.reads(text(name), as_version=4).cells]
