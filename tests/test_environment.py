@@ -28,9 +28,9 @@ LINUX_ALONE = {  # of os: their documentation says "Availability: Linux", or all
 
 
 def asked_for_first(tree: ast.AST) -> set[ast.AST]:
-    """The nodes below an `if`, in a line or a block, that asks whether something is there."""
+    """The nodes below an `if`, in a line or a block, that asks whether a module has something."""
     ifs = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp)]
-    return {one for node in ifs if re.search(r"hasattr|exists\(\)", ast.unparse(node.test)) for one in ast.walk(node)}
+    return {one for node in ifs if "hasattr" in ast.unparse(node.test) for one in ast.walk(node)}
 
 
 def name_of(requirement: str) -> str:

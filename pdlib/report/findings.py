@@ -12,6 +12,7 @@ from pdlib.report.titles import display_name
 from pdlib.report.values import paired_values, select
 
 OURS, ALONE = "C11", "start-matched beats"  # the claim about the start-matched chain; how its control begins
+APART = "; what is said of claims: "  # before the ledger's subjects, where they are others than the run's
 
 
 def findings(
@@ -33,7 +34,7 @@ def findings(
 def findings_markdown(sentences: list[str], whose: str, judged_on: str) -> str:
     """The sentences as a numbered list under a line that says whose they are, and the ledger where it differs."""
     listed = "".join(f"{i}. {sentence}\n" for i, sentence in enumerate(sentences, start=1))
-    ledger = "" if judged_on == whose else f"; what is said of claims: {judged_on.rpartition(', ')[2]}"
+    ledger = "" if judged_on == whose else f"{APART}{judged_on.rpartition(', ')[2]}"
     return f"What this run found ({whose}{ledger}):\n\n{listed}"
 
 

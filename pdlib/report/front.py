@@ -11,6 +11,7 @@ from pdlib.evaluation import records
 from pdlib.methods import CHAIN
 from pdlib.paths import RUN_TIMES, Layout
 from pdlib.report import tables
+from pdlib.report.findings import APART
 
 QUESTIONS = (  # what a stranger asks, and the claims of the ledger that answer: the first so many rows of a number
     ("As good as longer chains?", {"C1": 2, "C8": 1, "C9": 1}),
@@ -64,7 +65,7 @@ def found(place: Layout) -> str:
         head, _, rest = sentences[number].partition(": ")
         answers.append(f"**{head}:** {rest.replace(f'{MATCHED}, ', '')}")
     listed = "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, start=1))
-    run, _, own = whose.partition("; what is said of claims: ")
+    run, _, own = whose.partition(APART)
     data_and_profile = ", ".join(run.split(", ")[:2])  # how many subjects stands beside the numbers in docs/
     apart = f" The claims have {own}, others than those of the tables and figures." if own else ""
     return f"{data_and_profile}. {_tally(claims)}{apart}\n\n{listed}"

@@ -128,13 +128,9 @@ def starts_figure(table: pd.DataFrame, *, method: str, presegmenter: str) -> Pap
     left.hlines(places, table.preseg_dice, table.dice, color=ours, linewidth=0.8)
     left.plot(table.preseg_dice, places, "o", color=start, markerfacecolor="white", label="its start", clip_on=False)
     left.plot(table.dice, places, "o", color=ours, label=display_name(method), clip_on=False)
-    for place, row in zip(places, table.itertuples(), strict=True):
-        if row.preseg_dice > 0:
-            reached = [
-                [row.dice_difference - row.dice_difference_low],
-                [row.dice_difference_high - row.dice_difference],
-            ]
-            right.errorbar(row.dice_difference, place, xerr=reached, fmt="o", color=ours, **BARS)
+    columns = {"dice_difference": "mean", "dice_difference_low": "low", "dice_difference_high": "high"}
+    points = table.assign(place=places)[table.preseg_dice > 0].rename(columns=columns)
+    right.errorbar(points["mean"], points.place, xerr=reach(points), fmt="o", color=ours, **BARS)
     right.axvline(0, color="0.5", linewidth=0.6, zorder=0)
     left.set_yticks(places, [start_title(name) for name in table.start])
     left.set(xlabel=f"Dice (n = {table.n.iloc[0]})", ylim=(len(table) - 0.5, -0.5))

@@ -74,5 +74,5 @@ def test_each_start_is_joined_with_what_became_of_it():
     assert [label.get_text() for label in left.get_yticklabels()] == ["empty", "checkpoint 1", "best"]
     assert np.array_equal(line(left, "its start").get_xdata(), table.preseg_dice)
     assert np.array_equal(line(left, "PD-DDPM").get_xdata(), table.dice)
-    drawn = [one.lines[2][0].get_segments()[0][:, 0] for one in right.containers]
+    drawn = [segment[:, 0] for segment in right.containers[0].lines[2][0].get_segments()]
     assert np.allclose(drawn, [[0.01, 0.08], [-0.03, 0.01]]), "nothing has no difference of its own"
