@@ -3,7 +3,7 @@
 A test that puts a fault in says of which kind, `@pytest.mark.fault("full disk")`; one that puts in several says how
 many by `record_property("faults", n)`, and for one of hypothesis its examples are counted. A test that fails has lost
 them all. The table is printed at the session's end; with `--faults FILE` the rows of the test files that have run are
-put in FILE in the place of earlier ones, as long as they are of the same code.
+put in FILE in the place of earlier ones, with the code that they ran.
 """
 
 from functools import wraps
@@ -101,11 +101,17 @@ class Tally:
 
 
 def add(path: Path, table: pd.DataFrame) -> None:
-    """Put rows into a table on disk, in the place of those of the same test files; rows of other code go."""
+    """Put rows into a table on disk, with the code that they are of, in the place of those of the same test files."""
     about = {"device": "cpu", "seed": 0, "data_fingerprint": "", "phantom": True, "profile": "smoke"}
     stamp = records.stamp(root=ROOT, **about)
-    if path.exists() and records.read_stamp(path)["git"] == stamp["git"]:
+    table = table.assign(code=code_of(stamp["git"]))
+    if path.exists():
         earlier = records.read_table(path)
         table = pd.concat([earlier[~earlier.file.isin(table.file)], table])
     order = table.kind.map(KINDS.index)
     records.write_table(path, table.assign(order=order).sort_values(["order", "file"]).drop(columns="order"), stamp)
+
+
+def code_of(git: dict) -> str:
+    """A commit's first digits, with a + where the sources were others than its own."""
+    return (git["sha"] or "unknown")[:10] + "+" * bool(git.get("dirty"))

@@ -8,7 +8,7 @@ import pytest
 from faults import KINDS, add
 
 from pdlib.evaluation import records
-from pdlib.paths import ROOT
+from pdlib.paths import FAULTS, ROOT
 from pdlib.report import faults as report
 
 FIRST, SECOND = KINDS[:2]
@@ -98,11 +98,18 @@ def test_files_add_up_and_one_that_runs_again_counts_anew(tmp_path):
     assert counted(path) == {(FIRST, "a.py"): (4, 4, 0), (FIRST, "b.py"): (2, 2, 0)}
 
 
-def test_rows_of_other_code_go(tmp_path, monkeypatch):
-    for file, sha in (("a.py", "1" * 40), ("b.py", "2" * 40)):
-        monkeypatch.setattr(records, "git_state", lambda root, sha=sha: {"sha": sha, "dirty": False})
-        add(tmp_path / "faults.csv", rows((FIRST, file, 1, 1, 0)))
-    assert counted(tmp_path / "faults.csv") == {(FIRST, "b.py"): (1, 1, 0)}
+def test_rows_tell_the_code_that_they_are_of(tmp_path, monkeypatch):
+    path = tmp_path / "faults.csv"
+    for file, digit, dirty in (("a.py", "1", False), ("b.py", "1", False), ("b.py", "2", True)):
+        monkeypatch.setattr(records, "git_state", lambda root, of=(digit, dirty): {"sha": of[0] * 40, "dirty": of[1]})
+        add(path, rows((FIRST, file, 1, 1, 0)))
+    assert [*records.read_table(path).set_index("file").code.items()] == [("a.py", "1" * 10), ("b.py", "2" * 10 + "+")]
+    assert f"1 at code {'1' * 10}, 1 at code {'2' * 10}+" in report.parts(path)["faults"]
+
+
+def test_the_committed_rows_are_of_tests_that_there_are():
+    if FAULTS.exists():
+        assert [file for file in records.read_table(FAULTS).file if not (ROOT / file).is_file()] == []
 
 
 def test_the_page_shows_each_kind_with_its_sum(tmp_path):

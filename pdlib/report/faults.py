@@ -14,9 +14,11 @@ def parts(path: Path) -> dict[str, str]:
     """The computed part of docs/security.md by its name; a sentence in its place where nobody has counted."""
     if not path.exists():
         return {"faults": "Not counted yet: `make faults` does."}
-    rows, code = records.read_table(path), records.read_stamp(path)["git"]["sha"] or "unknown"
+    rows = records.read_table(path)
     told = by_kind(rows).astype(str).rename(columns=str.capitalize)
-    caption = f"Faults that tests put in, of {rows.file.nunique()} files of tests, at code {code[:10]}"
+    files = rows.groupby("code", sort=False).file.nunique()
+    codes = ", ".join(f"{count} at code {code}" for code, count in files.items())
+    caption = f"Faults that tests put in, of {rows.file.nunique()} files of tests, each as it last ran: {codes}"
     return {"faults": table_markdown(told, caption).strip()}
 
 
