@@ -48,7 +48,7 @@ def test_the_pages_are_read():
 
 
 def test_as_many_processes_as_the_page_says_can_share_the_training_s_batch():
-    command = re.search(r"^fabric run .*--devices (\d+) .* denoiser_0 (\w+)$", (DOCS / "scale.md").read_text(), re.M)
+    command = re.search(r"^\S*fabric run .*--devices (\d+) .* denoiser_0 (\w+) ", (DOCS / "scale.md").read_text(), re.M)
     assert load_profile(command[2]).denoiser.fit.batch_size % int(command[1]) == 0
 
 

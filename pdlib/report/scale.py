@@ -13,8 +13,8 @@ ROOM = {
 }
 WORK = {
     "jobs": ("Jobs", lambda row: f"{row.jobs:.0f}"),
-    "training_eflop": ("Trainings, EFLOP", lambda row: f"{row.training_eflop:.3g}"),
-    "sampling_eflop": ("The rest, EFLOP", lambda row: f"{row.sampling_eflop:.3g}"),
+    "update_eflop": ("Updates, EFLOP", lambda row: f"{row.update_eflop:.3g}"),
+    "call_eflop": ("Calls, EFLOP", lambda row: f"{row.call_eflop:.3g}"),
 }
 NETWORK = {
     "million_parameters": ("Million parameters", lambda row: f"{row.million_parameters:.3g}"),
@@ -30,18 +30,33 @@ def parts(path: Path) -> dict[str, str]:
     spent = _hours(rows, stamp)
     layout = {
         "figures": ("part", "Of the paper", WORK | spent),
-        "points": ("point", "T'", {"sampling_eflop": WORK["sampling_eflop"]} | spent),
+        "points": ("point", "T'", {"call_eflop": WORK["call_eflop"]} | spent),
         "growth": ("design", "Study", {"jobs": WORK["jobs"]} | spent | ROOM),
         "networks": ("network", "Network", NETWORK),
     }
     told = {name: _table(rows[rows.kind == kind], *how) for name, (kind, *how) in layout.items()}
-    return {"basis": _basis(stamp)} | told
+    return {"basis": _basis(stamp), "jobs": _jobs(rows[rows.kind == "job"], spent)} | told
+
+
+def _jobs(rows: pd.DataFrame, spent: dict[str, tuple[str, Callable]]) -> str:
+    """The longest job of each notebook, a column for each number of subjects."""
+    (head, told), *_ = spent.values()
+    few, many = (rows[rows.subjects == subjects].set_index("name") for subjects in sorted(rows.subjects.unique()))
+    columns = {
+        "few": (f"{head}, {few.subjects.iloc[0]:.0f} subjects", lambda row: told(few.loc[row["name"]])),
+        "many": (f"{many.subjects.iloc[0]:.0f} subjects", lambda row: told(many.loc[row["name"]])),
+    }
+    return _table(many.reset_index(), "Notebook", columns)
 
 
 def _basis(stamp: dict) -> str:
     """What the hours stand on."""
     slices, height, width = stamp["head"]
-    about = f"Counted for profile `{stamp['profile']}`, a subject of {slices} brain slices of {height} x {width}"
+    about = (
+        f"Counted for profile `{stamp['profile']}`, a subject of {slices} slices of {height} x {width}, the brain's "
+        f"window of phantoms on the grids of the three training scanners. A phantom has no skull: of a scan that has "
+        f"one the window is larger, and all that follows grows with it"
+    )
     if stamp["measured"]:
         return f"{about}. Hours: of {stamp['device']}, at the rate that `make bench` measured there for a step."
     low, high = stamp["shares"]
@@ -63,7 +78,7 @@ def _hours(rows: pd.DataFrame, stamp: dict) -> dict[str, tuple[str, Callable]]:
 
 
 def _rounded(hours: float) -> str:
-    return f"{hours:.1g}" if hours < 1 else f"{float(f'{hours:.2g}'):,.0f}"
+    return f"{hours:.2g}" if hours < 10 else f"{float(f'{hours:.2g}'):,.0f}"
 
 
 def _table(rows: pd.DataFrame, first: str, columns: dict[str, tuple[str, Callable]]) -> str:

@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pdlib.data import phantom
 from pdlib.evaluation import records
 from pdlib.inference.precision import Compute
-from pdlib.paths import BENCHMARKS, CONFIGS, ROOT, SCALE, Layout
+from pdlib.paths import BENCHMARKS, CONFIGS, ROOT, SCALE, SHARED_JOBS, Layout
 from pdlib.profiles import Profile, load_profile
+from pdlib.sections.trainings import Fit
 from pdlib.study.cost import look
 from pdlib.study.speed import Head, Trial, calls, trials, updates
 from pdlib.study.work import Count, stood_on
@@ -37,16 +38,7 @@ PARTS = {  # of the paper and beyond it: the jobs that make them
     "ADDPM": "08_truncate_both_ends",
     "Fewer calls": "10_fewer_calls",
 }
-TRAININGS = (
-    "02",
-    "03",
-    "12",
-    "14",
-    "15",
-    "16",
-    "17",
-    "18",
-)  # notebooks that train, and then hold the network up to data
+SCANS = 170  # of the WMH challenge, 60 for training and 110 for its test
 COUNTED = 64  # pixels along both sides of the image that operations are counted on
 HALF, SINGLE = 2, 4  # bytes
 VOLUME_BYTES = 2 * SINGLE + 3  # of a voxel that a job has read: two images, brain, reference, other pathology
@@ -83,37 +75,45 @@ class Study:
         work = count.jobs(stood_on(self.profile, targets))
         if only:
             work = {job: work[job] for job in targets}
-        trained = sum((units for job, units in work.items() if job[:2] in TRAININGS), Counter())
-        whole = sum(work.values(), Counter())
-        sampled = whole - trained
-        found = {"subjects": self.subjects, "folds": self.folds, "jobs": self.folds * len(work)}
-        found |= {"training_eflop": self._eflop(trained), "sampling_eflop": self._eflop(sampled)}
+        whole, once = sum(work.values(), Counter()), sum(job in SHARED_JOBS for job in work)
+        found = {"subjects": self.subjects, "folds": self.folds, "jobs": once + self.folds * (len(work) - once)}
+        found |= {"update_eflop": self._eflop(whole, "update"), "call_eflop": self._eflop(whole, "call")}
         found["calls"] = self.folds * sum(units for (kind, _), units in whole.items() if kind == "call")
         found["scores"] = self.folds * whole[("score", "")]
-        return found | hours(found["training_eflop"] + found["sampling_eflop"]) | self._room(count, whole)
+        return found | hours(found["update_eflop"] + found["call_eflop"]) | self._room(count, whole)
 
-    def _eflop(self, work: Counter) -> float:
-        each = {("update", name): one.update for name, one in self.networks.items()}
-        each |= {("call", name): one.call for name, one in self.networks.items()}
-        return self.folds * sum(units * each.get(unit, 0.0) for unit, units in work.items()) / 1e18
+    def jobs(self) -> dict[str, float]:
+        """EFLOP of each job of one fold."""
+        work = Count(self.profile, self.subjects, self.head.slices).jobs(stood_on(self.profile, ()))
+        one = replace(self, folds=1)
+        return {job: one._eflop(units, "update") + one._eflop(units, "call") for job, units in work.items()}
+
+    def _eflop(self, work: Counter, kind: str) -> float:
+        each = {name: getattr(network, kind) for name, network in self.networks.items()}
+        return self.folds * sum(units * each[name] for (what, name), units in work.items() if what == kind) / 1e18
 
     def _room(self, count: Count, work: Counter) -> dict:
-        """GiB of disk, at most: cases, kept members, networks; of memory, in the job that reads the most subjects."""
-        slice_pixels = self.head.slices * self.head.height * self.head.width
+        """GiB of disk: cases, kept members, networks; of memory, in the job that reads the most subjects."""
+        voxels = math.prod(self.head.grid)
         members = sum(kept * count.split(split) for (split, *_), kept in count.kept.items())
-        steps = {name: trial.fit.steps for name, trial in trials(self.profile, self.head).items()}
+        fits = {name: trial.fit for name, trial in trials(self.profile, self.head).items()}
         networks = sum(
-            KEPT_COPIES * SINGLE * self.networks[name].parameters * units / steps[name]
+            copies(fits[name]) * SINGLE * self.networks[name].parameters * units / fits[name].steps
             for (kind, name), units in work.items()
             if kind == "update"
         )
-        fold = members * slice_pixels * HALF + networks
-        depth, height, width = self.head.grid
+        fold = members * voxels * HALF + networks
         trained = self.subjects - 2 * count.split("validation")
-        read = (trained + count.split("validation")) * depth * height * width * VOLUME_BYTES
+        read = (trained + count.split("validation")) * voxels * VOLUME_BYTES
+        slice_pixels = self.head.slices * self.head.height * self.head.width
         memory = PROCESS_BYTES + read + trained * slice_pixels * SLICE_BYTES
         disk = self.subjects * self.case_bytes + self.folds * fold
         return {"disk_gib": disk / 2**30, "memory_gib": memory / 2**30}
+
+
+def copies(fit: Fit) -> float:
+    """How often a training's parameters lie on disk: KEPT_COPIES, and those of each validation where they are kept."""
+    return KEPT_COPIES + (fit.steps // fit.validate_every if fit.keep_validated else 0)
 
 
 def hours(eflop: float) -> dict:
@@ -166,7 +166,10 @@ def counted(run: Callable[[], None]) -> float:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """Rows of a kind each: network, part (of the paper), point (of the T' sweep), design (another study)."""
+    """Rows of a kind each: network, part (of the paper), point (of the T' sweep), design (another study), job.
+
+    A row of kind job is of the longest job of a notebook, with so many subjects.
+    """
     found = [
         {"kind": "network", "name": name, "million_parameters": one.parameters / 1e6}
         | {"tflop_update": one.update / 1e12, "gflop_call": one.call / 1e9, "gpu_gib": one.gpu_bytes / 2**30}
@@ -179,11 +182,23 @@ def table(study: Study) -> pd.DataFrame:
         found.append({"kind": "point", "name": str(t_prime)} | row)
     for name, (other, targets) in designs(study).items():
         found.append({"kind": "design", "name": name} | other.row(targets))
+    for one in (study, replace(study, subjects=SCANS)):
+        for notebook, eflop in longest(one.jobs()).items():
+            found.append({"kind": "job", "name": notebook, "subjects": one.subjects, "eflop": eflop} | hours(eflop))
     return pd.DataFrame(found)
 
 
+def longest(jobs: Mapping[str, float]) -> dict[str, float]:
+    """Of each notebook that computes with networks, what its longest job takes."""
+    found: dict[str, float] = {}
+    for job, eflop in jobs.items():
+        notebook = job.partition(".")[0]
+        found[notebook] = max(eflop, found.get(notebook, 0.0))
+    return {notebook: eflop for notebook, eflop in found.items() if eflop}
+
+
 def designs(study: Study) -> dict[str, tuple[Study, Sequence[str]]]:
-    """Fig. 3 with one thing changed at a time, then all 170 scans; which jobs of it count."""
+    """Fig. 3 with one thing changed at a time, then all scans; which jobs of it count."""
     profile, fig3 = study.profile, [PARTS["Fig. 3 (T')"]]
 
     def other(changes: Mapping | None = None, **settings) -> Study:
@@ -196,9 +211,9 @@ def designs(study: Study) -> dict[str, tuple[Study, Sequence[str]]]:
         f"T' of {', '.join(map(str, half))} alone": (other({"sweep": {"t_primes": list(half)}}), fig3),
         "10 members": (other({"sweep": {"ensemble_size": 10}}), fig3),
         "5 folds": (other(folds=5), fig3),
-        "170 subjects": (other(subjects=170), fig3),
-        "170 subjects x 5 folds x 10 T'": (other(subjects=170, folds=5), fig3),
-        "everything, 170 subjects x 5 folds": (other(subjects=170, folds=5), ()),
+        f"{SCANS} subjects": (other(subjects=SCANS), fig3),
+        f"{SCANS} subjects x 5 folds x 10 T'": (other(subjects=SCANS, folds=5), fig3),
+        f"everything, {SCANS} subjects x 5 folds": (other(subjects=SCANS, folds=5), ()),
     }
 
 
@@ -221,6 +236,7 @@ def write_scale(name: str = "paper") -> pd.DataFrame:
     about = {"root": ROOT, "device": "cpu", "seed": profile.seed, "data_fingerprint": "", "phantom": True}
     stamp = records.stamp(**about, profile=name)
     stamp |= {"shares": SHARES, "peaks": GPUS, "head": [head.slices, head.height, head.width], "measured": False}
+    stamp |= {"grid": head.grid, "spacing_mm": head.spacing_mm, "case_bytes": case_bytes}
     if STEP.exists():
         stamp |= {"measured": True, "device": records.read_stamp(STEP)["device"]}
     return records.write_table(SCALE, written, stamp)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import yaml
 
 from pdlib.evaluation import records
-from pdlib.paths import SCALE
+from pdlib.paths import CLUSTERS, SCALE
 from pdlib.profiles import load_profile
 from pdlib.report.scale import parts
 from pdlib.study import scale
@@ -42,11 +43,13 @@ def test_work_is_that_of_the_jobs(study):
         for kind in ("update", "call")
     )
     row = study.row()
-    assert row["training_eflop"] + row["sampling_eflop"] == pytest.approx(updates + calls / 1000)
+    assert row["update_eflop"] == pytest.approx(updates) and row["call_eflop"] == pytest.approx(calls / 1000)
     assert row["calls"] == calls and row["jobs"] == len(work)
+    assert sum(study.jobs().values()) == pytest.approx(updates + calls / 1000)
     assert study.row([PARTS["Fig. 3 (T')"]])["jobs"] == 4 + len(SMOKE.sweep.t_primes)  # 01, 02, 03, the points, 05
     five = replace(study, folds=5).row()
-    assert five["sampling_eflop"] == pytest.approx(5 * row["sampling_eflop"])
+    assert five["call_eflop"] == pytest.approx(5 * row["call_eflop"])
+    assert five["jobs"] == 5 * (row["jobs"] - 2) + 2, "01 and 09 are of no one fold"
     assert five["disk_gib"] - 10 == pytest.approx(5 * (row["disk_gib"] - 10)), "cases are there once"
     assert replace(study, subjects=20).row()["memory_gib"] > row["memory_gib"]
 
@@ -62,8 +65,9 @@ def test_hours_are_operations_by_the_rate(tmp_path, monkeypatch):
 
 
 def test_a_page_says_of_what_its_hours_are(tmp_path):
-    row = {"kind": "part", "name": "Fig. 3", "jobs": 3, "training_eflop": 1.0, "sampling_eflop": 2.0}
-    rows = pd.DataFrame([row | hours(100.0) | {"gpu_hours": 12.345}])
+    row = {"kind": "part", "name": "Fig. 3", "jobs": 3, "update_eflop": 1.0, "call_eflop": 2.0}
+    longest = [{"kind": "job", "name": "03_train_ddpm", "subjects": subjects} for subjects in (60, 170)]
+    rows = pd.DataFrame([one | hours(100.0) | {"gpu_hours": 12.345} for one in (row, *longest)])
     about = {"shares": [0.1, 0.5], "peaks": scale.GPUS, "head": [45, 192, 160]}
     records.write_table(tmp_path / "scale.csv", rows, STAMP | about | {"measured": False})
     told = parts(tmp_path / "scale.csv")
@@ -71,6 +75,8 @@ def test_a_page_says_of_what_its_hours_are(tmp_path):
     records.write_table(tmp_path / "scale.csv", rows, STAMP | about | {"measured": True})
     told = parts(tmp_path / "scale.csv")
     assert "of a GPU" in told["basis"] and "| 12 |" in told["figures"] and "estimate" not in told["basis"]
+    assert told["jobs"].startswith("| Notebook | GPU hours, 60 subjects | 170 subjects |")
+    assert told["jobs"].endswith("| 03_train_ddpm | 12 | 12 |")
 
 
 def test_the_committed_table_has_the_paper_s_network():
@@ -83,4 +89,27 @@ def test_the_committed_table_has_the_paper_s_network():
     assert 0.9 * whole < denoiser.gflop_call <= whole, "a chain's calls share what no step changes"
     assert denoiser.tflop_update == pytest.approx(3 * 2 * gmac * 12 / 1e3, rel=0.02)
     points = rows[rows.kind == "point"]
-    assert (points.sampling_eflop / points["name"].astype(int)).std() < 1e-4 * points.sampling_eflop.max()
+    assert (points.call_eflop / points["name"].astype(int)).std() < 1e-4 * points.call_eflop.max()
+
+
+def test_the_committed_table_is_of_the_profile_as_it_is():
+    """Networks are not counted again: what each costs is read from the table."""
+    rows, stamp = records.read_table(SCALE), records.read_stamp(SCALE)
+    profile = load_profile(stamp["profile"])
+    head = Head(*stamp["head"], stamp["grid"], stamp["spacing_mm"])
+    costs = rows[rows.kind == "network"].set_index("name")
+    networks = {
+        name: Network(1e6 * one.million_parameters, 1e12 * one.tflop_update, 1e9 * one.gflop_call, 2**30 * one.gpu_gib)
+        for name, one in costs.iterrows()
+    }
+    study = Study(profile, head, networks, 3 * profile.data.cases_per_site, stamp["case_bytes"])
+    assert {*networks} == {*trials(profile, head)}
+    pd.testing.assert_frame_equal(scale.table(study), rows, check_dtype=False, rtol=1e-6)
+
+
+def test_a_cluster_gives_the_longest_jobs_their_time():
+    rows = records.read_table(SCALE)
+    longest = rows[rows.kind == "job"].groupby("name").a100_hours_high.max()
+    wants = yaml.safe_load((CLUSTERS / "slurm" / "notebooks.yaml").read_text(encoding="utf-8"))
+    limits = {name: int(wants[name]["runtime"].split()[0]) / 60 for name in longest.index}
+    assert {name for name, hours in longest.items() if hours > limits[name]} == set()
