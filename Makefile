@@ -27,6 +27,9 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000
 # Idle threads sleep: spinning, they take the processor from whatever else the machine does.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Packages of an extra; conda's environment has all of them.
+extra = $(if $(READY),.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra $(1))
+
 .DEFAULT_GOAL := help
 .PHONY: help reproduce confirm test test-slow faults test-browser bench data lab book weights plan workshop wheels readme verify clean
 
@@ -38,6 +41,7 @@ help:
 	"  OUT=folder" "  runs, results and figures below another folder" \
 	"  FOLDS=all|'0 2'" "  other test folds" \
 	"  CHANGES='{chain: {eta: 0.0}}'" "  other settings" \
+	"  TARGETS='05_sweep_t_prime'" "  some of its jobs alone, with what they stand on" \
 	"  CORES=n" "  how many jobs at a time; unasked: as many as there are cores" \
 	"  CLUSTER=slurm" "  on a cluster, see docs/scale.md" \
 	"  DRY=1" "  only what would run" \
@@ -72,7 +76,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 reproduce: $(READY)
-	@$(if $(value CLUSTER),.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra slurm)
+	@$(if $(value CLUSTER),$(call extra,slurm))
 	@"$(PYTHON)" -m pdlib.reproduce
 
 confirm: $(READY)
@@ -88,13 +92,13 @@ test: $(READY)
 	"$(PYTHON)" -m pytest $(FAULTS) --capture no tests/test_reproduce.py
 
 test-slow: $(READY) test-browser
-	.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra slurm
+	$(call extra,slurm)
 	"$(PYTHON)" -m pytest $(FAULTS) --capture no tests/slow
 
 test-browser: $(READY)
 	@command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; } \
 	|| { echo "make test-browser needs chromium: as root, apt-get install chromium"; exit 1; }
-	.venv/bin/uv pip install --quiet --python "$(PYTHON)" --constraint constraints.txt --requirements pyproject.toml --extra browser
+	$(call extra,browser)
 	"$(PYTHON)" -m pytest --noconftest --capture no tests/browser
 
 bench: $(READY)

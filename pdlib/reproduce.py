@@ -29,7 +29,7 @@ class Asked:
     Args:
         profile: every setting.
         folds: the test folds, one graph each.
-        pooled: whether all folds are pooled at the end.
+        pooled: whether all folds are pooled at the end, as they are with every job of each.
         data: the folder of the cases, absolute; empty for the phantom.
         cases: how many lie there.
         out: the output root, absolute.
@@ -68,7 +68,7 @@ class Asked:
         return cls(
             profile,
             tuple(chosen_folds(profile, given["FOLDS"])),
-            given["FOLDS"].strip() == "all",
+            given["FOLDS"].strip() == "all" and not given["TARGETS"].strip(),
             data,
             cases,
             out,
