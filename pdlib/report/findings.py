@@ -131,8 +131,8 @@ def _nearest(distance: pd.DataFrame, interval: Mapping[str, float], advised: str
         other: _compared(select(distance, {"method": other}), first, interval, "energy_distance") for other in others
     }
     alike = [f"{display_name(other)} ({means[other]:.3f})" for other, pair in pairs.items() if pair["low"] <= 0]
-    said = f"{display_name(name)} has the lowest mean energy distance of {len(means)} rows"
-    said += "" if advised in means else f", of which {display_name(advised)} is none"
+    said = f"{display_name(name)} has the lowest mean energy distance of the {len(means)} rows that were rated"
+    said += "" if advised in means else f", {display_name(advised)} not among them"
     said += f" ({means.iloc[0]:.3f}"
     said += f"; PD-DDPM {means[CHAIN]:.3f})" if CHAIN in others else ")"
     return said + (f", not told apart from {' and '.join(alike)}" if alike else "")

@@ -39,8 +39,8 @@ LESSONS = {  # notebook: the question that it answers, and the picture that it d
     "12_wolleb2021": ("Is vanilla DDPM better by its authors' own recipe?", "training/wolleb2021"),
     "13_all_folds": ("What do all folds together say?", ""),
     "14_distillation": ("Can a network learn to take two steps in one?", "training/distillation"),
-    "15_latent": ("What does a chain in an auto-encoder's codes lose?", "training/latent"),
-    "16_start_matched": ("Does it help to train the chain on its own starts (ours)?", "training/start_matched_0"),
+    "15_latent": ("What does a chain in an auto-encoder's codes lose?", "training/latent_calls"),
+    "16_start_matched": ("Does it help to train the chain on its own starts (ours)?", "training/start_matched_0_masks"),
     "17_tdpm_generator": ("Can a GAN draw the state to start from?", "tdpm_states"),
     "18_noise_level": ("Can a network read how much noise is left?", "noise_level"),
 }
@@ -79,8 +79,8 @@ def rows(place: Layout) -> str:
     kept = table[[*columns, *table.filter(regex="^dice_(low|high|undefined)$")]]
     whose = (place.figures / "table1.md").read_text(encoding="utf-8").partition("):")[0]
     said = (
-        f"{whose}): some of its rows, with Dice and its interval, network calls a slice (members x levels visited, and "
-        f"one more for the start), and seconds a subject"
+        f"{whose}): some of its rows, with Dice and its interval, network calls a slice (members x levels visited, "
+        f"the start's own, and one a member for ADDPM's last network), and seconds a subject"
     )
     return tables.table_markdown(kept, said)
 
@@ -139,7 +139,8 @@ def _tally(claims: pd.DataFrame) -> str:
     return (
         f"Of {len(claims)} claims, the papers' and ours, {told} ([the ledger](docs/results.md#the-ledger)). In "
         f"brackets: a difference (of Dice, if not said) and its interval. Energy distance: how far members lie from "
-        f"the masks of several raters, 0 where they are drawn alike."
+        f"the masks of several raters, 0 where they are drawn alike; *its less ours* is the other row's minus that of "
+        f"the row that is claimed to be better."
     )
 
 
@@ -148,7 +149,7 @@ def _rank(agreement: pd.DataFrame) -> str:
     areas = agreement.set_index("method").risk_area.dropna()
     better = int((areas < areas[CHAIN]).sum())
     link = "[rows beside it](docs/results.md#members-and-raters)"
-    return f" Of the {len(areas) - 1} {link} {better or 'none'} rank{'s' if better == 1 else ''} them better."
+    return f" {better or 'None'} of the {len(areas) - 1} {link} rank{'s' if better == 1 else ''} them better."
 
 
 def _answer(claims: pd.DataFrame, wanted: Mapping[str, int]) -> str:

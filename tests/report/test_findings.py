@@ -104,12 +104,13 @@ def test_rows_on_fewer_subjects_are_ranked_on_the_subjects_of_all():
 
 def test_the_uncertainty_advised_is_the_one_nearest_to_the_raters():
     both = pd.concat([rows(n, [d] * 3, "energy_distance") for n, d in (("pd_ddpm", 0.5), ("deep_ensemble", 0.3))])
-    best = "Pre-segmenter, ensemble of seeds has the lowest mean energy distance of {} rows{} (0.300; PD-DDPM 0.500)"
+    best = "Pre-segmenter, ensemble of seeds has the lowest mean energy distance of the {} rows that were rated{} "
+    best += "(0.300; PD-DDPM 0.500)"
     assert told(agreement=both)[4].endswith(f"{best.format(2, '')}.")
     wide = pd.concat([both, rows("ddpm", [0.1, 0.6, 0.4], "energy_distance")])
     assert told(agreement=wide)[4].endswith(f"{best.format(3, '')}, not told apart from DDPM (0.367).")
     unrated = told(scores=table1(refiner=-0.005, ddpm=-0.2), agreement=both)[4]
-    assert unrated.endswith(f"{best.format(2, ', of which Refiner is none')}.")
+    assert unrated.endswith(f"{best.format(2, ', Refiner not among them')}.")
     assert "there are no raters" in told(agreement=both.assign(value=float("nan")))[4]
 
 

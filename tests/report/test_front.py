@@ -42,7 +42,7 @@ def test_a_question_is_answered_by_its_claims_and_verdicts(place):
     assert f"Members are nearer: *does not hold* (energy distance, its less ours: {numbers})." in said
     areas = pd.DataFrame({"method": ["pd_ddpm", "ddpm", "unet", "tdpm"], "risk_area": [2.0, 1.0, 3.0, float("nan")]})
     areas.to_csv(place.figures / "agreement.csv", index=False)
-    assert "(docs/results.md#members-and-raters) 1 ranks them better.\n" in front.found(place)
+    assert "1 of the 2 [rows beside it](docs/results.md#members-and-raters) ranks them better.\n" in front.found(place)
     ledger(place, {"number": "C8", "claim": "ADDPM is not worse", "estimate_high": -0.01})
     assert "ADDPM is not worse: *worse, but by how much is undecided* (" in front.found(place)
     assert "3. **What to use:** that." in said and "Matching" not in said and "TDPM" not in said
