@@ -205,6 +205,8 @@ def _cell(row: Mapping, column: str) -> str:
         return "–"
     if column == "decides_at" and math.isinf(value):
         return "effect too small"
+    if column == "decides_at" and value <= row["n"]:
+        return "no more than these"
     form = FORMATS.get(column, ".3f")
     text = format(value, form)
     if f"{column}_low" in row:

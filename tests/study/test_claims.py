@@ -253,6 +253,7 @@ def test_undecided_rows_say_what_would_decide_them():
     assert np.isinf(jump.decides_at) and found.decides_at[found.verdict != "undecided"].isna().all()
     text = table_markdown(found, "Claims")
     assert "effect too small" in text and f"| undecided | {tdpm.decides_at:.0f} |" in text
+    assert "| undecided | no more than these |" in table_markdown(found.assign(n=tdpm.decides_at), "Claims")
     dear = read(addpm=0.05, addpm_calls=16)
     assert dear.loc["C8"].decides_at.isna().all(), "no sample saves calls"
 
