@@ -6,6 +6,7 @@ them all. The table is printed at the session's end; with `--faults FILE` the ro
 put in FILE in the place of earlier ones, with the code that they ran.
 """
 
+from collections.abc import Collection
 from functools import wraps
 from pathlib import Path
 
@@ -74,9 +75,11 @@ class Tally:
 
     def __init__(self) -> None:
         self.tests: dict[str, tuple[str, int, bool]] = {}
+        self.files: set[str] = set()  # all that have run
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         about = dict(report.user_properties)
+        self.files.add(report.nodeid.partition("::")[0])
         if "fault" in about and (report.failed or (report.when == "call" and report.passed)):
             *_, failed = self.tests.get(report.nodeid, (False,))
             self.tests[report.nodeid] = about["fault"], int(about.get("faults", 1)), failed or report.failed
@@ -88,7 +91,7 @@ class Tally:
         terminalreporter.section("faults that tests put in")
         terminalreporter.line(by_kind(table).to_string(index=False))
         if config.option.faults:
-            add(config.option.faults, table)
+            add(config.option.faults, table, self.files)
 
     def table(self) -> pd.DataFrame:
         """Columns: kind, file, tried, survived, lost; a row a kind and test file."""
@@ -100,18 +103,18 @@ class Tally:
         return found.assign(survived=found.tried - found.lost)
 
 
-def add(path: Path, table: pd.DataFrame) -> None:
-    """Put rows into a table on disk, with the code that they are of, in the place of those of the same test files."""
+def add(path: Path, table: pd.DataFrame, ran: Collection[str]) -> None:
+    """Put rows into a table on disk, with the code that they are of, in the place of those of all files that ran."""
     about = {"device": "cpu", "seed": 0, "data_fingerprint": "", "phantom": True, "profile": "smoke"}
     stamp = records.stamp(root=ROOT, **about)
     table = table.assign(code=code_of(stamp["git"]))
     if path.exists():
         earlier = records.read_table(path)
-        table = pd.concat([earlier[~earlier.file.isin(table.file)], table])
+        table = pd.concat([earlier[~earlier.file.isin(ran)], table])
     order = table.kind.map(KINDS.index)
     records.write_table(path, table.assign(order=order).sort_values(["order", "file"]).drop(columns="order"), stamp)
 
 
 def code_of(git: dict) -> str:
-    """A commit's first digits, with a + where the sources were others than its own."""
-    return (git["sha"] or "unknown")[:10] + "+" * bool(git.get("dirty"))
+    """A commit's first digits after a g, as git describes it, and a + where the sources were others than its own."""
+    return (f"g{git['sha'][:10]}" if git["sha"] else "unknown") + "+" * bool(git.get("dirty"))

@@ -1,11 +1,13 @@
 """`make reproduce CLUSTER=...`: what Snakemake is told, and that its profile names what there is."""
 
+import subprocess
+
 import pytest
 import yaml
 from snakemake.profiles import ProfileConfigFileParser
 
 from pdlib.graph import graph, rule_name
-from pdlib.paths import CLUSTERS, NOTEBOOKS
+from pdlib.paths import CLUSTERS, NOTEBOOKS, ROOT
 from pdlib.profiles import load_profile
 from pdlib.reproduce import Asked, where_jobs_run
 
@@ -51,3 +53,10 @@ def test_a_folder_is_a_cluster_s_own_profile_and_what_is_none_is_refused(tmp_pat
     assert where_jobs_run(asked(tmp_path, PDLIB_CLUSTER=str(own))) == ["--profile", str(own)]
     with pytest.raises(ValueError, match=r"OUT=.*takes \$ for a variable"):
         asked(tmp_path, PDLIB_CLUSTER=str(own), PDLIB_OUT_FOLDER=str(tmp_path / "$HOME"))
+
+
+@pytest.mark.parametrize(("given", "installs"), [((), 1), (("READY=", "PYTHON=python"), 0)], ids=["venv", "conda"])
+def test_only_our_own_environment_is_given_the_plugin(given, installs):
+    command = ["make", "-n", "-o", ".venv/.ready", "reproduce", "CLUSTER=slurm", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("--extra slurm") == installs

@@ -55,7 +55,7 @@ def _basis(stamp: dict) -> str:
     about = (
         f"Counted for profile `{stamp['profile']}`, a subject of {slices} slices of {height} x {width}, the brain's "
         f"window of phantoms on the grids of the three training scanners. A phantom has no skull: of a scan that has "
-        f"one the window is larger, and all that follows grows with it"
+        f"one the window is larger, and with it calls, their hours and the processor's memory; updates and disk are not"
     )
     if stamp["measured"]:
         return f"{about}. Hours: of {stamp['device']}, at the rate that `make bench` measured there for a step."

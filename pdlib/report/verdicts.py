@@ -43,7 +43,7 @@ def verdicts_figure(claims: pd.DataFrame, bounds: Sequence[float], gains: Sequen
     ax.set_yticks(places, texts, fontsize=6.5)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set(xlabel="against the claim     half-lengths of the interval, from the claim's bound     for it")
+    ax.set(xlabel="against the claim          for it\nhalf-lengths of the interval, from the claim's bound")
     handles = [Line2D([], [], marker="o", color=colour, label=name) for name, colour in VERDICTS.items()]
     handles += [Line2D([], [], label="the least gain that counts", **TICK)] if np.isfinite(gains).any() else []
     figure.legend(handles=handles, loc="outside lower center", ncols=4)

@@ -101,9 +101,9 @@ def caption(whose: str, statistics: Statistics) -> str:
         f"the refiner, add no spread of trainings); p by Wilcoxon, corrected by Holm; not worse: by less than "
         f"{statistics.margin:g}; that a row beats another does not hold either where a gain of {statistics.gain:g} is "
         f"excluded, with a p of its own. The subjects that would decide an undecided row show the effect seen at "
-        f"{statistics.power:.0%} power, in one test alone, if trainings did not differ; a row that has as many already is "
-        f"open because they do, or by the correction. Where a row is shown, it "
-        f"is of the run's test subjects, also where the ledger has subjects of its own"
+        f"{statistics.power:.0%} power, in one test alone, if trainings did not differ; a row that has as many "
+        f"already is open because they do, or by the correction. Where a row is shown, it is of the run's test "
+        f"subjects, also where the ledger has subjects of its own"
     )
 
 

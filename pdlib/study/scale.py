@@ -25,7 +25,7 @@ from pdlib.profiles import Profile, load_profile
 from pdlib.sections.trainings import Fit
 from pdlib.study.cost import look
 from pdlib.study.speed import Head, Trial, calls, trials, updates
-from pdlib.study.work import Count, stood_on
+from pdlib.study.work import Count, stood_on, validations, works
 
 GPUS = {"A100": 312e12, "H100": 989e12}  # multiplications and additions a second, dense bfloat16 (data sheets, SXM)
 SHARES = (0.15, 0.40)  # of them that such networks reach: assumed as long as no GPU has run `make bench`
@@ -84,7 +84,7 @@ class Study:
 
     def jobs(self) -> dict[str, float]:
         """EFLOP of each job of one fold."""
-        work = Count(self.profile, self.subjects, self.head.slices).jobs(stood_on(self.profile, ()))
+        work = works(self.profile, self.subjects, self.head.slices)
         one = replace(self, folds=1)
         return {job: one._eflop(units, "update") + one._eflop(units, "call") for job, units in work.items()}
 
@@ -113,7 +113,7 @@ class Study:
 
 def copies(fit: Fit) -> float:
     """How often a training's parameters lie on disk: KEPT_COPIES, and those of each validation where they are kept."""
-    return KEPT_COPIES + (fit.steps // fit.validate_every if fit.keep_validated else 0)
+    return KEPT_COPIES + (validations(fit) if fit.keep_validated else 0)
 
 
 def hours(eflop: float) -> dict:

@@ -92,9 +92,9 @@ class Count:
     def _segmenter(self, what: str) -> Counter[Unit]:
         name, fit = what.rpartition("_")[0], self.profile.segmenters.fit
         calls = self.slices * (
-            _validations(fit) * self.split("validation") + self.split("validation", *self.tested(name))
+            validations(fit) * self.split("validation") + self.split("validation", *self.tested(name))
         )
-        scores = (_validations(fit) + 1) * self.split("validation")
+        scores = (validations(fit) + 1) * self.split("validation")
         return Counter({("update", name): fit.steps, ("call", name): calls, ("score", ""): scores})
 
     def _denoisers(self, what: str) -> Counter[Unit]:
@@ -104,7 +104,7 @@ class Count:
         profile, work = self.profile, Counter()
         watched = min(profile.denoiser.validation_subjects, self.split("validation"))
         for t_prime in profile.tdpm.t_primes:
-            times = _validations(profile.tdpm.fit) * watched
+            times = validations(profile.tdpm.fit) * watched
             calls = len(self._chain("tdpm", t_prime=t_prime).indices)
             work[("update", "tdpm")] += profile.tdpm.fit.steps
             work[("call", "tdpm")] += times * self.slices
@@ -118,7 +118,7 @@ class Count:
     def _noisy(self, name: str, settings: DenoiserTraining, last: int) -> Counter[Unit]:
         """A denoiser's training, watched by chains from pure noise; last: how often its last weights are sampled."""
         row = "wolleb2021" if name == "wolleb2021" else "ddpm"
-        times = (_validations(settings.fit) + last - 1) * min(settings.validation_subjects, self.split("validation"))
+        times = (validations(settings.fit) + last - 1) * min(settings.validation_subjects, self.split("validation"))
         calls = times * len(self._chain(row).indices) * self.slices
         return Counter({("update", name): settings.fit.steps, ("call", name): calls, ("score", ""): times})
 
@@ -165,7 +165,7 @@ class Count:
         networks = len(truncation.t_stops)
         networks += "addpm_mask_only" in {*profile.comparison.methods, *truncation.methods}
         chain = self._chain("addpm", stride=truncation.stride)
-        times = networks * _validations(refine.fit) * watched
+        times = networks * validations(refine.fit) * watched
         work[("update", "refine")] = networks * refine.fit.steps
         work[("call", "refine")] = times * self.slices
         work[("call", "denoiser")] = times * len(chain.indices) * self.slices
@@ -182,7 +182,7 @@ class Count:
     def _photographs(self) -> Counter[Unit]:
         fundus, stride = self.profile.fundus, self.profile.truncation.stride
         lengths = {name: len(self._chain(name, stride=stride).indices) for name in ("ddpm", CHAIN, "addpm")}
-        times, size = _validations(fundus.fit) * fundus.held_out, self.profile.truncation.ensemble_size
+        times, size = validations(fundus.fit) * fundus.held_out, self.profile.truncation.ensemble_size
         work = Counter({("update", f"fundus_{name}"): fundus.fit.steps for name in ("segmenter", "denoiser", "refine")})
         work[("call", "fundus_segmenter")] = 2 * times + 3 * fundus.held_out
         work[("call", "fundus_refine")] = times + size * fundus.held_out
@@ -202,7 +202,7 @@ class Count:
         settings, work = self.profile.distillation, Counter()
         train = self.split("validation") * (self.profile.data.folds - 2)
         work[("call", self.profile.comparison.presegmenter)] = train * self.slices
-        times = _validations(settings.fit) * min(settings.validation_subjects, self.split("validation"))
+        times = validations(settings.fit) * min(settings.validation_subjects, self.split("validation"))
         for calls in settings.students:
             work[("update", "student")] += settings.fit.steps
             work[("call", "student")] += times * calls * self.slices
@@ -219,7 +219,7 @@ class Count:
         t_prime, most = self._chain("noise_level").t_prime, max(settings.calls)
         watched, read = (min(count, t_prime) for count in (WATCHED_INDICES, READ_INDICES))
         chains = (sum(settings.calls) + most) * few  # as planned, and from too clean a start
-        read = (_validations(settings.fit) * watched + 2 * read) * few  # references; these and pre-segmentations
+        read = (validations(settings.fit) * watched + 2 * read) * few  # references; these and pre-segmentations
         work = Counter({("update", "noise_level"): settings.fit.steps})
         work[("call", "noise_level")] = (read + chains + most) * self.slices  # and for the indices visited
         work[("call", "denoiser")] = (3 * chains + 2 * most) * self.slices  # by network, closed form and plan
@@ -229,8 +229,8 @@ class Count:
     def _latent(self, what: str) -> Counter[Unit]:
         settings, few = self.profile.latent, self.split("validation")
         fits = settings.autoencoder.fit, settings.fit
-        looked_at = _validations(fits[0]) + 2  # and for the ceiling, of references and pre-segmentations
-        times = _validations(fits[1]) * min(settings.validation_subjects, few)
+        looked_at = validations(fits[0]) + 2  # and for the ceiling, of references and pre-segmentations
+        times = validations(fits[1]) * min(settings.validation_subjects, few)
         work = Counter({("update", "autoencoder"): fits[0].steps, ("update", "latent"): fits[1].steps})
         work[("call", "autoencoder")] = (looked_at * few + times) * self.slices
         work[("call", "latent")] = times * len(self._chain("ddpm").indices) * self.slices
@@ -245,13 +245,13 @@ class Count:
         settings, presegmenter = self.profile.start_matched, self.profile.comparison.presegmenter
         watched, size, few = self.split("validation"), settings.ensemble_size, max(settings.calls)
         train = watched * (self.profile.data.folds - 2)
-        times = watched * _validations(settings.fit)
+        times = watched * validations(settings.fit)
         work = Counter({("update", "start_matched"): settings.fit.steps, ("score", ""): times + 2 * train})
         work[("call", "start_matched")] = times * len(self._chain("start_matched").indices) * self.slices
         work[("call", presegmenter)] = 2 * train * self.slices
         first = int(what) == self.profile.repeats.seeds[0]
         if first:
-            halves, refined = 2 * _validations(settings.halves), _validations(settings.refiner.fit)
+            halves, refined = 2 * validations(settings.halves), validations(settings.refiner.fit)
             work[("update", presegmenter)] += 2 * settings.halves.steps
             work[("call", presegmenter)] += halves * watched * self.slices
             work[("update", "unmatched")] += settings.fit.steps
@@ -314,7 +314,7 @@ class Count:
         return fresh
 
 
-def _validations(fit: Fit) -> int:
+def validations(fit: Fit) -> int:
     return math.ceil(fit.steps / fit.validate_every)
 
 

@@ -13,7 +13,7 @@ from pdlib.methods import SCORED, preseg_starts
 from pdlib.paths import ROOT, Layout, measured_devices
 from pdlib.profiles import load_profile
 from pdlib.report import tables
-from pdlib.reproduce import chosen_folds
+from pdlib.reproduce import Asked, chosen_folds
 from pdlib.study.pooling import pool, saw_only_their_own
 from pdlib.training.weights import load_weights
 
@@ -77,6 +77,11 @@ def test_folds_are_pooled_when_every_one_of_them_has_its_scores(tmp_path):
     marks[-1].unlink()
     done = dry_run(tmp_path, "TARGETS=13_all_folds")
     assert done.returncode != 0 and str(marks[-1].relative_to(tmp_path)) in done.stdout + done.stderr
+
+
+def test_some_jobs_of_all_folds_are_not_pooled(tmp_path):
+    asked = {"PDLIB_PROFILE": "smoke", "PDLIB_OUT_FOLDER": str(tmp_path), "PDLIB_FOLDS": "all"}
+    assert Asked.of(asked).pooled and not Asked.of(asked | {"PDLIB_TARGETS": "05_sweep_t_prime"}).pooled
 
 
 def test_another_fold_is_a_graph_of_its_own_on_the_same_data(tmp_path):
