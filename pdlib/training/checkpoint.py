@@ -65,9 +65,12 @@ def _restore(learner: "Learner", tensors: dict[str, Tensor]) -> None:
     parameters, state = list(learner.network.module.parameters()), {}
     for name, tensor in parts["optimizer"].items():
         index, _, key = name.partition(".")
-        if tensor.ndim and tensor.shape != parameters[int(index)].shape:
-            raise ValueError(f"{name} has shape {[*tensor.shape]}, its weights {[*parameters[int(index)].shape]}")
-        state.setdefault(int(index), {})[key] = tensor
+        weights = parameters[int(index)]
+        if tensor.ndim and tensor.shape != weights.shape:
+            raise ValueError(f"{name} has shape {[*tensor.shape]}, its weights {[*weights.shape]}")
+        # A file knows no strides, and the fused Adam goes through weights and moments in the order of their memory.
+        laid_out = torch.empty_like(weights, dtype=tensor.dtype).copy_(tensor) if tensor.ndim else tensor
+        state.setdefault(int(index), {})[key] = laid_out
     networks = {"network": learner.network.module, "average": learner.average}
     for part, network in networks.items():
         require_fit(network, parts[part])

@@ -66,7 +66,8 @@ def test_the_table_is_the_golden_one_of_its_kind_of_processor_and_near_the_other
     """Of a kind that is not there yet, `table.assign(processor=kind)` is a block to add.
 
     Beside the others alone a table is held against nonsense, not against a fault. The kind
-    "unknown" is of a time when stamps did not name it.
+    "unknown" is of a time when stamps did not name it, one with "before" of a time when a
+    killed training did not go on to the same weights.
 
     After a wanted change of the numbers, or another torch, that is the whole file.
     """

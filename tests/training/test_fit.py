@@ -46,7 +46,7 @@ def small_bank():
 def small_network():
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.SiLU(), nn.Conv2d(4, 1, 1)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # as every training builds its network
 
 
 def likelihood(network):
