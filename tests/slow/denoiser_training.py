@@ -8,6 +8,7 @@ from pdlib.study.run import Run
 from pdlib.study.train import plan_denoiser
 from pdlib.training.fit import fit_network
 
+PRECISION = "32-true"  # also where `auto` takes bfloat16, whose roundings are a thousand times as large
 UPDATES = 12  # few: roundings grow in a training, and on one process as much when a batch's images change places
 
 
@@ -15,7 +16,7 @@ def main(folder: Path, out: str) -> None:
     run = Run.open("03_train_ddpm", "smoke", None, out)
     planned = plan_denoiser(run, "denoiser", 0)
     plan = replace(planned.training.fit, steps=UPDATES, validate_every=UPDATES // 4)
-    training = replace(planned.training, fit=plan, folder=folder)
+    training = replace(planned.training, fit=plan, folder=folder, precision=PRECISION)
     fit_network(planned.network, planned.objective, run.training_slices(), lambda _: {training.select: 0.0}, training)
 
 
