@@ -111,7 +111,7 @@ class Study:
         return {"disk_gib": disk / 2**30, "memory_gib": memory / 2**30}
 
 
-def copies(fit: Fit) -> float:
+def copies(fit: Fit) -> int:
     """How often a training's parameters lie on disk: KEPT_COPIES, and those of each validation where they are kept."""
     return KEPT_COPIES + (validations(fit) if fit.keep_validated else 0)
 
