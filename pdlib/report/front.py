@@ -42,7 +42,7 @@ LESSONS = {  # notebook: the question that it answers, and the picture that it d
     "15_latent": ("What does a chain in an auto-encoder's codes lose?", "training/latent_calls"),
     "16_start_matched": ("Does it help to train the chain on its own starts (ours)?", "training/start_matched_0_masks"),
     "17_tdpm_generator": ("Can a GAN draw the state to start from?", "training/tdpm_0300"),
-    "18_noise_level": ("Can a network read how much noise is left?", "noise_level"),
+    "18_noise_level": ("Can a network read how much noise is left?", "training/noise_level"),
 }
 
 
