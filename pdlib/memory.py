@@ -1,12 +1,12 @@
 """What a lack of memory looks like: each library has an error of its own for it."""
 
 import errno
+import re
 
-_SAID_BY_TORCH = (  # in a RuntimeError
-    "DefaultCPUAllocator",
-    "not enough memory",
-    "could not create a primitive",
-    "std::bad_alloc",
+_SAID = (  # by whom, in an error of which type, and what it says
+    ("torch", RuntimeError, r"DefaultCPUAllocator|not enough memory|could not create a primitive|std::bad_alloc"),
+    ("Python, that has no room for a frame", SystemError, r"error return without exception set"),
+    ("libwebp, in Pillow", ValueError, r"^encoding error [12]$"),  # VP8_ENC_ERROR_(BITSTREAM_)OUT_OF_MEMORY
 )
 
 
@@ -14,6 +14,6 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the processor, or of a GPU, has run out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_BY_TORCH):
+    if any(isinstance(error, kind) and re.search(words, str(error)) for _, kind, words in _SAID):
         return True
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -25,8 +25,12 @@ def test_more_than_there_is(take):
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("could not create a primitive"), True),
+        (SystemError("error return without exception set"), True),
+        (ValueError("encoding error 1"), True),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (SystemError("bad argument to internal function"), False),
+        (ValueError("encoding error 10"), False),
         (ValueError("not enough memory of the case"), False),
     ],
 )

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
+from pdlib.memory import is_lack_of_memory
 from pdlib.paths import write_whole
 
 MAX_VOXELS = 512**3  # a header that claims more is refused before its voxels are read
@@ -211,6 +212,8 @@ def _on_its_grid(path: Path, stored: np.ndarray, header: nib.Nifti1Header) -> tu
 
 def _cause(error: Exception, role: str) -> str:
     match error:
+        case _ if is_lack_of_memory(error):
+            return "out of memory while it was read"
         case FileNotFoundError():
             return f"missing {role} (no such file)"
         case IsADirectoryError():
@@ -221,8 +224,6 @@ def _cause(error: Exception, role: str) -> str:
             return f"broken gzip stream ({error})"
         case OSError():
             return error.strerror or str(error)
-        case MemoryError():
-            return "does not fit in memory"
         case nib.spatialimages.HeaderDataError():
             return f"not a readable NIfTI header ({error})"
         case _:

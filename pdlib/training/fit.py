@@ -151,7 +151,7 @@ def fit_network(
     with _no_other(learner, training):
         try:
             return _fit_alone(learner, objective, bank, validate, training)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_lack_of_memory(error):
                 raise
             kept = f"it goes on from {training.last}" if training.last.exists() else "it has no checkpoint yet"

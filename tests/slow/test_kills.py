@@ -27,7 +27,8 @@ LAST_BREATH = 60  # seconds for an orphan to end
 KERNEL, JOB = "ipykernel_launcher", "pdlib.workflow"
 ONE = {"a kernel": KERNEL, "papermill": JOB, "Snakemake": "pdlib.reproduce"}  # victims that are a process alone
 GROUP = "the process group"  # what a terminal's end kills; kernels are in sessions of their own
-WRITING, DRAWING = "everything while a file is written", "everything while a table or a figure is written"
+WRITING, DRAWING = "everything while a file of a job is written", "everything while a table or a figure is written"
+SHOWN = {WRITING: False, DRAWING: True}  # whether the file belongs to a table or a figure
 VICTIMS = (GROUP, WRITING, "a kernel", "papermill", DRAWING, "Snakemake")  # in turn
 TRAINS, SAMPLES, DRAWS = "trains", "samples", "makes tables and figures"
 
@@ -82,10 +83,12 @@ class Run:
         stored = self.place.weights("x").parent.glob("*/best.safetensors")
         return [path.parent.name for path in stored if not Weights.read(path).finished]
 
-    def drafts(self) -> list[Path]:
-        """The files that are not whole yet, but for stale ones, whose writers are dead."""
+    def drafts(self, shown: bool | None = None) -> list[Path]:
+        """The files that are not whole yet, but for stale ones, whose writers are dead; shown: only those that belong
+        to a table or a figure, or only the others."""
         found = [Path(folder, name) for folder, _, names in os.walk(self.out) for name in names]
-        return [path for path in found if path.name.startswith(DRAFT) and path not in self.stale]
+        found = [path for path in found if path.name.startswith(DRAFT) and path not in self.stale]
+        return found if shown is None else [path for path in found if self.shown(path) == shown]
 
     def shown(self, path: Path) -> bool:
         """Whether a file belongs to a table or a figure."""
@@ -102,10 +105,14 @@ class Run:
         pytest.fail(f"nothing happens: {self.log.read_text()[-2000:]}")
 
 
-def kill(victims: list[psutil.Process]) -> None:
-    for process in victims:
+def send(number: signal.Signals, to: list[psutil.Process]) -> None:
+    for process in to:
         with suppress(psutil.NoSuchProcess):
-            process.kill()
+            process.send_signal(number)
+
+
+def kill(victims: list[psutil.Process]) -> None:
+    send(signal.SIGKILL, victims)
 
 
 def kill_group(run: Run, kernels: list[psutil.Process]) -> None:
@@ -121,14 +128,20 @@ def kill_group(run: Run, kernels: list[psutil.Process]) -> None:
     run.met.orphans += len(orphans)
 
 
-def kill_everything(run: Run, living: list[psutil.Process], drafts: list[Path]) -> None:
-    """As when the machine loses its power; count the drafts that stay."""
-    kill(living[::-1])  # kernels, which write, are the youngest
+def kill_everything(run: Run, living: list[psutil.Process], drafts: list[Path]) -> bool:
+    """As when the machine loses its power, if a draft is still there when all stand still; count those that stay."""
+    send(signal.SIGSTOP, living[::-1])  # kernels, which write, are the youngest
+    time.sleep(0.01)
+    if not any(draft.exists() for draft in drafts):
+        send(signal.SIGCONT, living)
+        return False
+    kill(living)
     while left := processes(run.out):
         kill(left)
     cut_off = [draft for draft in drafts if draft.exists()]
     run.met.cut_off += len(cut_off)
     run.met.tables_cut_off += sum(map(run.shown, cut_off))
+    return True
 
 
 def strike(run: Run, victim: str, rng: np.random.Generator) -> bool:
@@ -139,9 +152,7 @@ def strike(run: Run, victim: str, rng: np.random.Generator) -> bool:
         kill([found[rng.integers(len(found))]])
     elif victim == GROUP and (found := running(KERNEL, living)):
         kill_group(run, found)
-    elif drafts := [draft for draft in run.drafts() if victim == WRITING or (victim == DRAWING and run.shown(draft))]:
-        kill_everything(run, living, drafts)
-    else:
+    elif victim not in SHOWN or not (drafts := run.drafts(SHOWN[victim])) or not kill_everything(run, living, drafts):
         return False
     run.met.jobs.update(map(does, jobs))
     run.met.halfway += bool(run.halfway())

@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,25 @@ from pdlib.paths import layout
 from pdlib.training.weights import Weights
 
 MB = 2**20
-ROOMS = (1, 15, 30, 60, 90)  # megabytes that a process may have beside what it holds
+ROOMS = (1, 5, 15, 25, 30, 35, 60, 90)  # megabytes that a process may have beside what it holds
+BLOCKS = (64 * MB, 8 * MB, MB)  # bytes at a time of what has been freed
+TAKEN: list[torch.Tensor] = []
 LARGE = 384  # pixels of a crop: an update takes some hundred megabytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its RLIMIT_AS")
 
 
 def starve(room: int) -> None:
-    """Let this process have no more memory than so many megabytes beside what it holds."""
+    """Let this process have no more memory than so many megabytes beside what it holds; what it has freed but not given
+    back to the system is taken first, for ever."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + room * MB
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    held, (_, most) = pages * os.sysconf("SC_PAGE_SIZE"), resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held, most))
+    for size in BLOCKS:
+        with suppress(RuntimeError):
+            while True:
+                TAKEN.append(torch.empty(size, dtype=torch.uint8))
+    resource.setrlimit(resource.RLIMIT_AS, (held + room * MB, most))
 
 
 def apart(work: Callable[[], int], told: Path) -> tuple[int, list[str]]:
