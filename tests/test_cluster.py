@@ -1,5 +1,6 @@
 """`make reproduce CLUSTER=...`: what Snakemake is told, and that its profile names what there is."""
 
+import os
 import subprocess
 
 import pytest
@@ -58,5 +59,6 @@ def test_a_folder_is_a_cluster_s_own_profile_and_what_is_none_is_refused(tmp_pat
 @pytest.mark.parametrize(("given", "installs"), [((), 1), (("READY=", "PYTHON=python"), 0)], ids=["venv", "conda"])
 def test_only_our_own_environment_is_given_the_plugin(given, installs):
     command = ["make", "-n", "-o", ".venv/.ready", "reproduce", "CLUSTER=slurm", *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("--extra slurm") == installs
