@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from pdlib.memory import is_lack_of_memory
+from pdlib.paths import given_path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; OpenMP reads it once, when torch is imported
 INTERRUPTED, OUR_FAULT = 130, 70  # exit codes: 128 + SIGINT, and sysexits' EX_SOFTWARE
@@ -153,11 +154,11 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser(
         "check", help="read every case below a folder; say what is wrong with which, and what may help"
     )
-    one.add_argument("folder", type=Path, metavar="FOLDER", help="cases in the WMH layout, at any depth")
+    one.add_argument("folder", type=given_path, metavar="FOLDER", help="cases in the WMH layout, at any depth")
     one.add_argument("--profile", default="paper", help="whose settings to read with (default: %(default)s)")
     one.add_argument(
         "--folds",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="a table of subject and fold: is a patient in two of them? (default: folds.csv in FOLDER, where it is)",
     )
@@ -165,18 +166,20 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=check)
 
     one = commands.add_parser("score", help="score a predicted mask against a reference; JSON on stdout")
-    one.add_argument("reference", type=Path, metavar="REFERENCE", help="NIfTI: 0, 1 lesion, 2 other (ignored)")
-    one.add_argument("prediction", type=Path, metavar="PREDICTION", help="NIfTI on the same grid: nonzero is lesion")
+    one.add_argument("reference", type=given_path, metavar="REFERENCE", help="NIfTI: 0, 1 lesion, 2 other (ignored)")
+    one.add_argument(
+        "prediction", type=given_path, metavar="PREDICTION", help="NIfTI on the same grid: nonzero is lesion"
+    )
     one.set_defaults(command=score)
 
     about = "segment one patient, or a folder of them: mask, mean and uncertainty on the FLAIR's grid"
     one = commands.add_parser("segment", help=about, description=about)
-    one.add_argument("--flair", type=Path, metavar="FILE", help="NIfTI; of DICOM make it by dcm2niix")
-    one.add_argument("--t1", type=Path, metavar="FILE", help="NIfTI of the same session, on any grid")
-    one.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    one.add_argument("--flair", type=given_path, metavar="FILE", help="NIfTI; of DICOM make it by dcm2niix")
+    one.add_argument("--t1", type=given_path, metavar="FILE", help="NIfTI of the same session, on any grid")
+    one.add_argument("--out", type=given_path, metavar="DIR", help="folder for the results")
     one.add_argument(
         "--folder",
-        type=Path,
+        type=given_path,
         nargs=2,
         metavar=("IN", "OUT"),
         help="every folder below IN that holds a NIfTI file with FLAIR in its name, or pre/FLAIR.nii.gz as the WMH"
@@ -188,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR|PROFILE",
         help="trained networks: their folder, or a profile's name (default: of the best profile that has some)",
     )
-    one.add_argument("--brain-mask", type=Path, metavar="FILE", help="NIfTI, on any grid: nonzero is brain")
+    one.add_argument("--brain-mask", type=given_path, metavar="FILE", help="NIfTI, on any grid: nonzero is brain")
     as_trained = "(default: as the networks were trained)"
     one.add_argument("--threshold", type=float, metavar="P", help=f"probability of a lesion's voxel {as_trained}")
     one.add_argument("--members", type=int, metavar="N", help=f"of the ensemble: more take longer {as_trained}")

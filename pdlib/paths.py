@@ -3,17 +3,20 @@
 And how two processes that write in one place exclude each other.
 """
 
+import errno
 import json
 import os
 import secrets
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from socket import gethostname
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -47,6 +50,20 @@ PROFILE_JOBS = (  # and those that belong to the profile as it stands, where cha
     "17_tdpm_generator",
     "18_noise_level",
 )
+
+
+def given_path(text: str) -> Path:
+    """A path as a user has typed it, for argparse. An empty one is refused: it would be the folder that one is in."""
+    if not text or "\0" in text:
+        raise ArgumentTypeError("an empty path, or one with a NUL")
+    return Path(text)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A stream of a file's bytes. OSError where there is none; where it is a pipe or a device, which may never end."""
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a regular file", str(path))
+    return path.open("rb")
 
 
 def measured_devices() -> list[str]:

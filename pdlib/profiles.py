@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from pdlib.methods import METHODS
 from pdlib.paths import CONFIGS
-from pdlib.sections.base import ProfileError, Section, Share, Whole
+from pdlib.sections.base import ProfileError, Section, Seed, Share, Whole
 from pdlib.sections.design import (
     ChainSettings,
     Comparison,
@@ -32,6 +32,7 @@ from pdlib.sections.design import (
     Sweep,
     Truncation,
 )
+from pdlib.sections.text import read_yaml
 from pdlib.sections.trainings import (
     SCHEDULES,
     DenoiserTraining,
@@ -46,6 +47,7 @@ from pdlib.sections.trainings import (
 )
 
 BASE = "paper"
+LONGEST_SAID = 500  # characters of what was given that a message repeats
 
 
 class Profile(Section):
@@ -58,7 +60,7 @@ class Profile(Section):
 
     name: str
     changes: dict[str, Any]
-    seed: Whole
+    seed: Seed
     fold: Whole
     reference: str | None  # the profile whose networks are in weights/ and whose scores the ledger reads; None: its own
     fine_tune: bool  # on patients trainings go on from the profile's networks in weights/, where they come along
@@ -95,6 +97,8 @@ class Profile(Section):
             ChainSettings.model_validate({**self.chain.model_dump(), **METHODS[name].settings})
         if strange := [name for name in self.repeats.key_methods if name not in self.comparison.methods]:
             raise ValueError(f"repeats.key_methods: {strange[0]} is no row of comparison.methods")
+        if self.reference is not None and self.reference not in profile_names():
+            raise ValueError(f"reference: no profile {self.reference!r}: choose one of {', '.join(profile_names())}")
         if self.fold >= self.data.folds:
             raise ValueError(f"fold {self.fold}: there are folds 0 to {self.data.folds - 1}")
         starts = ("sweep.t_primes", "truncation.t_primes", "tdpm.t_primes", "comparison.t_prime_candidates")
@@ -161,9 +165,10 @@ def load_profile(name: str, changes: Mapping[str, Any] | None = None) -> Profile
     """
     if name not in profile_names():
         raise ProfileError(f"unknown profile {name!r}: choose one of {', '.join(profile_names())}")
-    if not isinstance(changes or {}, Mapping):
+    changes = {} if changes is None else changes
+    if not isinstance(changes, Mapping):
         raise ProfileError(f"profile {name}: changes {changes!r}: should be sections: {{'chain': {{'eta': 0}}}}")
-    changes = dict(changes or {})
+    changes = dict(changes)
     if own := [key for key in ("name", "changes") if key in changes]:
         raise ProfileError(f"profile {name}: {own[0]}: no such setting; choose one of {', '.join(_fields_at([]))}")
     settings = _merged(_whole(name), changes)
@@ -173,6 +178,21 @@ def load_profile(name: str, changes: Mapping[str, Any] | None = None) -> Profile
         raise ProfileError("\n".join(f"profile {name}: {_explained(one)}" for one in error.errors())) from None
     except TypeError as error:
         raise ProfileError(f"profile {name}: changes {changes!r} are not plain settings ({error})") from None
+
+
+def asked_changes(text: str) -> dict:
+    """What CHANGES asks for, also of `make plan`; ValueError, one line, where it is no mapping of settings."""
+    shown = " ".join(text.split())
+    said = f"CHANGES={shown if len(shown) <= LONGEST_SAID else shown[:LONGEST_SAID] + '...'}"
+    try:
+        changes = read_yaml(text, aliases=False)
+    except ValueError as error:
+        raise ValueError(f"{said}: {error}") from None
+    if changes is None:
+        return {}
+    if not isinstance(changes, dict) or not all(isinstance(section, str) for section in changes):
+        raise ValueError(f"{said}: has to be sections of the profile, such as {{chain: {{eta: 0.0}}}}")
+    return changes
 
 
 def _whole(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -194,8 +214,8 @@ def _whole(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 def _read(name: str) -> dict[str, Any]:
     path = CONFIGS / f"{name}.yaml"
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ProfileError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ProfileError(f"{path}: holds no sections")

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from pdlib.graph import graph, place_of, rule_name
 from pdlib.paths import CLUSTERS, ROOT, Layout, alone, write_whole
-from pdlib.profiles import Profile, load_profile
+from pdlib.profiles import Profile, asked_changes, load_profile
+from pdlib.sections.text import read_yaml
 
 REAL_DATA = "real-data"  # where runs on a user's data go unasked: never over the committed phantom results
 
@@ -56,7 +55,7 @@ class Asked:
     def of(cls, given: Mapping[str, str]) -> "Asked":
         """Read an environment. ValueError, one line, for what cannot be run."""
         given = {key: given.get(f"PDLIB_{key}", "") for key in KEYS}
-        profile = load_profile(given["PROFILE"] or "cpu", _changes(given["CHANGES"]))
+        profile = load_profile(given["PROFILE"] or "cpu", asked_changes(given["CHANGES"]))
         data = _folder("DATA", given["DATA"])
         cases = _count_cases(data) if data else 0
         profile.repeats.require_phantom(data)
@@ -101,16 +100,6 @@ def chosen_folds(profile: Profile, asked: str) -> list[int]:
             f"FOLDS={asked}: profile {profile.name} has no fold {unknown[0]!r}: say all, or of {', '.join(known)}"
         )
     return [int(fold) for fold in folds]
-
-
-def _changes(text: str) -> dict:
-    try:
-        changes = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"CHANGES={text}: {' '.join(str(error).split())}") from None
-    if not isinstance(changes, dict):
-        raise ValueError(f"CHANGES={text}: has to be sections of the profile, such as {{chain: {{eta: 0.0}}}}")
-    return changes
 
 
 def _folder(name: str, given: str) -> str:
@@ -237,7 +226,7 @@ def where_jobs_run(asked: Asked) -> list[str]:
 def _wants(asked: Asked) -> list[str]:
     """What the notebooks.yaml beside a cluster's profile says that a job of each notebook wants, rule by rule."""
     table = asked.cluster / "notebooks.yaml"
-    wants = yaml.safe_load(table.read_text(encoding="utf-8")) if table.exists() else {}
+    wants = read_yaml(table.read_text(encoding="utf-8")) if table.exists() else {}
     rules = {rule_name(job): wants.get(job.partition(".")[0], {}) for job in graph(asked.profile)}
     rules["all_folds"] = wants.get("13_all_folds", {})
     found = [f"{rule}:{name}={value}" for rule, wanted in rules.items() for name, value in wanted.items()]

@@ -24,7 +24,7 @@ from pdlib.paths import COMMITTED, PAPER_NUMBERS, ROOT, Layout, committed_scores
 from pdlib.profiles import load_profile
 from pdlib.report import readme
 from pdlib.report.compare import difference
-from pdlib.study.committed import DIGITS, drawn, scores
+from pdlib.study.committed import DIGITS, SUMS, digests, drawn, scores
 from pdlib.study.redraw import IMAGES, Kept, redraw
 from pdlib.training.weights import load_weights
 
@@ -192,6 +192,9 @@ def _git(repository: Path, *command: str) -> str | None:
 
 def networks() -> Iterator[Check]:
     """The Dice of the committed networks on phantom subjects, scored again: the reference's, then other profiles'."""
+    wrong = {*digests().splitlines()} ^ {*SUMS.read_text(encoding="utf-8").splitlines()}
+    names = sorted({line.partition("  ")[2] for line in wrong})
+    yield Check.of(str(SUMS.relative_to(ROOT)), f"other files: {', '.join(names)}" if names else "")
     others = {path.parents[1].name for path in COMMITTED.glob("*/*/best.safetensors")}
     for kept_as in ["", *sorted(others)]:
         what, table = f"weights{kept_as and '/'}{kept_as}", committed_scores(kept_as)

@@ -209,6 +209,23 @@ def test_segment_passes_its_arguments(monkeypatch, capsys):
     assert seen.pop() == (("night", changed, "cpu"), {"FLAIR": "f.nii", "brain mask": "b.nii"}, "o")
 
 
+@pytest.mark.fault("bad settings and parameters")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", ""],
+        ["score", "", "p.nii"],
+        ["segment", "--flair", "f.nii", "--out", ""],
+        ["segment", "--folder", "", "o"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_refused(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "an empty path" in capsys.readouterr().err.splitlines()[-1]
+
+
 FAILURES = {
     "input": (ValueError("f.nii: no\ncontrast"), 2, "pdlib: f.nii: no contrast"),
     "file": (PermissionError(13, "Permission denied", "o/mask.nii.gz"), 2, "pdlib: o/mask.nii.gz: Permission denied"),

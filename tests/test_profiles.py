@@ -23,7 +23,7 @@ from pdlib.networks.gan import build_generator
 from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.segmenters import LOSSES, SEGMENTERS, build_segmenter, segmentation_loss
 from pdlib.paths import CONFIGS
-from pdlib.profiles import BASE, ProfileError, load_profile, profile_names
+from pdlib.profiles import BASE, ProfileError, asked_changes, load_profile, profile_names
 from pdlib.sections import design, networks, trainings
 from pdlib.sections.base import Presegmenter, Rule
 from pdlib.study.fewer import tries_rules
@@ -35,6 +35,11 @@ PROFILES = profile_names()
 MISSING = object()
 PHOTOGRAPHED = [name for name in PROFILES if load_profile(name).fundus]
 REFUSED = [  # changes of the smoke profile, and the lines that refuse them
+    # Far outside of what can be run.
+    ({"seed": 10**22}, "seed: 10+: should be less than or equal to 4294967295"),
+    ({"ensemble": {"size": 10**9}}, "ensemble.size: 10+: should be less than or equal to 1000"),
+    ({"ensemble": {"threshold": 0.0}}, "ensemble.threshold: 0.0: should be greater than 0"),
+    ({"reference": "../x"}, "reference: no profile '../x': choose one of cpu, .*"),
     # No such setting: the choices are told.
     ({"chian": {}}, "chian: no such setting; choose one of seed, fold, reference, fine_tune, .*, voxel_tolerance"),
     ({"chain": {"t_prim": 1}}, "chain.t_prim: no such setting; choose one of paper_steps, t_prime, .*, spacing"),
@@ -115,8 +120,8 @@ REFUSED = [  # changes of the smoke profile, and the lines that refuse them
         {"comparison": {"methods": ["pd_ddpm"]}, "repeats": {"key_methods": ["pd_ddpm", "ddpm"]}},
         "repeats.key_methods: ddpm is no row of comparison.methods",
     ),
-    ({"data": {"clip_percentiles": [99.5, 0.5]}}, "data: clip_percentiles 99.5 and 0.5: .*"),
-    ({"data": {"clip_percentiles": [0.5, 101.0]}}, "data: clip_percentiles 0.5 and 101: .*"),
+    ({"data": {"clip_percentiles": [99.5, 0.5]}}, r"data\.clip_percentiles: \[99.5, 0.5\]: the first is below .*"),
+    ({"data": {"clip_percentiles": [0.5, 101.0]}}, r"data\.clip_percentiles: \[0.5, 101.0\]: the first is below .*"),
     # No sections at all.
     (["chain"], "changes .*: should be sections: .*"),
     ("chain", "changes 'chain': should be sections: .*"),
@@ -208,6 +213,35 @@ def test_each_fault_has_its_line(record_property):
     paths = {line.split(": ")[1] for line in lines}
     assert paths == {"denoiser.fit.steps", "denoiser.fit.batch_size", "chain.rule", "chain.loops", "sead"}
     assert len(lines) == len(paths) and not str(refused.value).count("pydantic")
+
+
+@pytest.mark.fault("bad settings and parameters")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{chain: {eta: 0.5}, chain: {eta: 0.1}}", r"chain stands there twice \(line 1, column 1\)"),
+        ("a: &a [1, 1]\nb: [*a, *a]", r"an alias: write out what it stands for \(line 2, column 5\)"),
+        ("&a {chain: *a}", "an alias"),
+        ("{seed: " + "[" * 3000 + "]" * 3000 + "}", r"\[\.\.\.: nested too deeply"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor for the tag"),
+        ("chain: {eta: 0.5}\n---\nseed: 1", "another document"),
+        ("0", "has to be sections"),
+        ("false", "has to be sections"),
+        ("''", "has to be sections"),
+        ("{1: 2}", "has to be sections"),
+    ],
+)
+def test_changes_that_would_lose_something_in_silence_are_refused_in_one_line(text, told):
+    with pytest.raises(ValueError, match=f"^CHANGES=.*{told}") as caught:
+        asked_changes(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_changes_as_they_are_typed():
+    assert asked_changes("") == {} and asked_changes("{chain: {eta: 0.5}, seed: 1}") == {
+        "chain": {"eta": 0.5},
+        "seed": 1,
+    }
 
 
 @pytest.mark.fault("bad settings and parameters")

@@ -156,7 +156,7 @@ def test_a_job_runs_in_an_unkind_clone_into_an_unkind_folder_with_a_long_tmpdir(
         ("FOLDS=0 7", "FOLDS=0 7: profile smoke has no fold '7': say all, or of 0, 1, 2, 3, 4"),
         ("DATA=/no/such/folder #1", "DATA=/no/such/folder #1: no such folder"),
         ("CHANGES={chain: {eat: 0.0}}", "chain.eat: no such setting; choose one of "),
-        ("CHANGES={chain: {eta: 0.0}", "CHANGES={chain: {eta: 0.0}: while parsing"),
+        ("CHANGES={chain: {eta: 0.0}", "CHANGES={chain: {eta: 0.0}: expected ',' or '}'"),
         ("CHANGES=eta", "CHANGES=eta: has to be sections of the profile"),
         ("CORES=many", "CORES=many: has to be a number of cores"),
         ("TARGETS=03_train", "TARGETS=03_train: no job '03_train': choose of 01_prepare_data, "),

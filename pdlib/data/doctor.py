@@ -131,7 +131,7 @@ def conclude(
     if lacking:
         what = f"{lacking} of {len(accepted)} cases have no orig/, so whether pre/ is corrected for bias cannot be told"
         found.append(Finding("", printable(root), NOTE, what, "nothing, if the images come from pre/ of the challenge"))
-    table = folds or (root / "folds.csv" if (root / "folds.csv").is_file() else None)
+    table = folds or (root / "folds.csv" if (root / "folds.csv").exists() else None)
     if table is None:
         return found
     names = [[one.case for one in cases if one.accepted is is_it] for is_it in (True, False)]

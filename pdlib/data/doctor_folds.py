@@ -30,6 +30,9 @@ def fold_findings(
     several = [
         found(subject, ERROR, f"a subject in {_several(held)}") for subject, held in fold_of.items() if len(held) > 1
     ]
+    for subject, held in fold_of.items():
+        if strange := [fold for fold in held if not (fold.isascii() and fold.isdecimal())]:
+            several.append(found(subject, ERROR, f"fold {strange[0]!r} is no whole number from 0 on"))
     for case, other, certain in doubles:
         held = fold_of.get(case, []), fold_of.get(other, [])
         if all(held) and set(held[0]) != set(held[1]):

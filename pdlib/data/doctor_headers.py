@@ -12,6 +12,7 @@ import numpy as np
 
 from pdlib.data.doctor_remedies import HEADER, NOTE, ONTO_FLAIR, WARNING
 from pdlib.data.nifti import GRID_TOLERANCE_MM, furthest_mm
+from pdlib.paths import open_regular
 
 VOXEL_MM = (0.2, 8.0)  # finer than any clinical FLAIR or T1; thicker than any slice with its gap
 VIEW_MM = (80.0, 500.0)  # a brain is 110 to 190 mm wide, high and long; no head coil sees half a metre
@@ -25,7 +26,7 @@ Odd = tuple[str, str, str]  # severity, what, remedy
 def read_header(path: Path) -> nib.Nifti1Header | None:
     """The header of a NIfTI file, packed or not; None where there is none to be had: the reader says why."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             packed = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
             raw = (gzip.GzipFile(fileobj=stream) if packed else stream).read(nib.Nifti2Header.template_dtype.itemsize)

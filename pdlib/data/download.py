@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from pdlib.data.nifti import printable
+from pdlib.paths import given_path
 from pdlib.progress import tqdm
 
 SERVER, DATASET = "https://dataverse.nl", "doi:10.34894/AECRSD"
@@ -112,6 +113,8 @@ def listing(session: requests.Session, server: str = SERVER) -> list[Remote]:
         cause = f"{'.'.join(map(str, first['loc'])) or 'the answer'}: {first['msg']}"
     except requests.JSONDecodeError as error:
         cause = f"not JSON: {error}"
+    except requests.ConnectionError as error:
+        cause = f"the server cannot be reached, is there a network? {error}"
     except requests.RequestException as error:
         cause = str(error)
     else:
@@ -232,7 +235,7 @@ def _fetch_one(store: pooch.Pooch, file: Remote, session: requests.Session, prog
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch; 0 where all is there, 1 where a file is missing, 2 where nothing was tried."""
     parser = argparse.ArgumentParser(prog="python -m pdlib.data.download", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=given_path)
     parser.add_argument("--accept-licence", action="store_true", help="that of the data, shown without this")
     parser.add_argument("--with-test", action="store_true", help="the 110 test cases as well")
     parser.add_argument("--with-3dt1", action="store_true", help="the 3D T1 scans as well, which nothing here reads")
@@ -244,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     session = open_session()
     try:
+        if given.folder.exists() and not given.folder.is_dir():
+            raise DownloadError(f"{given.folder}: is a file, not a folder")
         files = wanted(listing(session, given.server), all_parts=given.with_test, large=given.with_3dt1)
         if not files:
             raise DownloadError(f"{address(given.server)}: the list holds no file of the challenge")

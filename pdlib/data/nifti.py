@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from pdlib.memory import is_lack_of_memory
-from pdlib.paths import write_whole
+from pdlib.paths import open_regular, write_whole
 
 MAX_VOXELS = 512**3  # a header that claims more is refused before its voxels are read
 MAX_OFFSET_BYTES = 2**27  # room for header extensions
@@ -96,7 +96,7 @@ def read_array(path: Path | str, role: str, *, finite: bool = True) -> tuple[np.
     try:
         if dicom := find_dicom(path):
             raise CaseError.of(path, f"DICOM; convert it first: dcm2niix -z y -o NEW_FOLDER {dicom.parent}")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             magic = stream.read(2)
             if not magic:
                 raise CaseError.of(path, "empty file (0 bytes)")

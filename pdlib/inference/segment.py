@@ -39,6 +39,7 @@ from pdlib.paths import write_whole
 from pdlib.progress import tqdm
 from pdlib.report.page import page
 from pdlib.report.slices import overlay_figure
+from pdlib.training.weights import Weights
 
 FILES = {
     "mask": "mask.nii.gz",
@@ -207,8 +208,9 @@ def find_device(name: str) -> torch.device:
 
 def presegment(ready: Ready, subject: Subject, on_batch: OnBatch = silent) -> np.ndarray:
     """The mask [Z, Y, X] bool that the chain starts from."""
-    segmenter = ready.trained.segmenter.build(ready.device, "segmenter")
-    return draw_member(segmenter, subject, 0, ready.compute, on_batch).values >= ready.sampling.preseg_threshold
+    weights = ready.trained.segmenter
+    drawn = draw_member(weights.build(ready.device, "segmenter"), subject, 0, ready.compute, on_batch).values
+    return _finite(drawn, weights) >= ready.sampling.preseg_threshold
 
 
 def _members(ready: Ready, subject: Subject) -> np.ndarray:
@@ -220,7 +222,15 @@ def _members(ready: Ready, subject: Subject) -> np.ndarray:
     with tqdm(total=slices * (1 + sampling.members * calls), unit="call", desc="network calls on slices") as bar:
         start = presegment(ready, subject, bar.update)
         sampler = Sampler(denoiser, build_diffusion(**card["diffusion"]), sampling.chain)
-        return sample_members(sampler, subject, start[None], range(sampling.members), compute, bar.update).values
+        drawn = sample_members(sampler, subject, start[None], range(sampling.members), compute, bar.update).values
+        return _finite(drawn, trained.denoiser)
+
+
+def _finite(drawn: np.ndarray, weights: Weights) -> np.ndarray:
+    """What a network has drawn; ValueError, naming its file, where that is no number: finite weights can overflow."""
+    if not np.isfinite(drawn).all():
+        raise ValueError(f"{weights.path}: the network gives numbers that are not finite, so there is no result")
+    return drawn
 
 
 def _write(folder: Path, result: Result, ready: Ready) -> None:

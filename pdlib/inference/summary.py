@@ -22,7 +22,7 @@ from scipy import ndimage
 from pdlib.data.nifti import CaseError, Grid, printable
 from pdlib.evaluation.metrics import CONNECTED_26
 from pdlib.evaluation.quality import FILE, Origin, Quality
-from pdlib.paths import DOCS, write_whole
+from pdlib.paths import DOCS, open_regular, write_whole
 
 REPORT = "report.json"
 SCHEMA = DOCS / "report.schema.json"
@@ -51,7 +51,7 @@ class InputFile(_Part):
     def read(cls, path: Path | str) -> "InputFile":
         """Hash a file; CaseError naming it where it cannot be read."""
         try:
-            with Path(path).open("rb") as stream:
+            with open_regular(Path(path)) as stream:
                 return cls(file=printable(path), sha256=hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
             raise CaseError.of(path, f"cannot be read ({error.strerror})") from error

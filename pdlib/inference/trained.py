@@ -1,10 +1,7 @@
 """The networks that `segment` runs: found, checked to belong together, and how their card says to sample."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from pdlib.diffusion.sampler import Chain
 from pdlib.evaluation.quality import FILE, Quality
@@ -12,10 +9,10 @@ from pdlib.inference.chains import chain_of
 from pdlib.methods import CHAIN, METHODS
 from pdlib.paths import BEST_FIRST, committed_weights, weights_folder
 from pdlib.profiles import profile_names
+from pdlib.sections.base import MOST_MEMBERS
+from pdlib.sections.cards import card_fault
 from pdlib.sections.design import ChainSettings
 from pdlib.training.weights import Weights, load_weights, same_data
-
-MOST_MEMBERS = 1000
 
 
 @dataclass(frozen=True)
@@ -167,18 +164,6 @@ def _committed_folder(profile: str = "") -> Path:
 
 
 def _require_settings(denoiser: Weights) -> None:
-    """ValueError, naming the file, where its card lacks what sampling needs."""
-    needed = {
-        "sampling": ("presegmenter", "chain", "ensemble", "voxel_tolerance", "seed", "batch_size"),
-        "data": ("clip_percentiles", "in_plane_mm", "multiple", "phantom"),
-        "diffusion": ("schedule", "codec", "prediction"),
-    }
-    sections = {name: denoiser.card.get(name) for name in needed}
-    sections = {name: section if isinstance(section, Mapping) else {} for name, section in sections.items()}
-    missing = [f"{name}.{key}" for name, keys in needed.items() for key in keys if key not in sections[name]]
-    if missing:
-        raise ValueError(f"{denoiser.path}: its card lacks {', '.join(missing)}: train it again")
-    try:
-        ChainSettings(**sections["sampling"]["chain"])
-    except (ValidationError, TypeError) as error:
-        raise ValueError(f"{denoiser.path}: its card's chain cannot be used ({' '.join(str(error).split())})") from None
+    """ValueError, naming the file, where its card does not say what sampling needs."""
+    if fault := card_fault(denoiser.card):
+        raise ValueError(f"{denoiser.path}: its card does not say how to sample ({fault}): train it again")

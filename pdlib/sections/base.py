@@ -2,14 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt
 
 from pdlib.methods import METHODS
 
-Count = Annotated[StrictInt, Field(ge=1)]
-Whole = Annotated[StrictInt, Field(ge=0)]
-Positive = Annotated[StrictFloat, Field(gt=0)]
-NonNegative = Annotated[StrictFloat, Field(ge=0)]
+MOST, MOST_STEPS, MOST_MEMBERS = 10**7, 10**6, 1000  # of anything that is counted, of diffusion steps, of an ensemble
+LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
+Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
+Whole = Annotated[StrictInt, Field(ge=0, le=MOST)]
+Steps = Annotated[StrictInt, Field(ge=1, le=MOST_STEPS)]
+Seed = Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)]
+Positive = Annotated[StrictFloat, Field(gt=0, le=MOST)]
+NonNegative = Annotated[StrictFloat, Field(ge=0, le=MOST)]
 Share = Annotated[StrictFloat, Field(ge=0, le=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Norm = Literal["batch", "instance", "group"]
@@ -19,6 +23,16 @@ MethodName = Literal[tuple(METHODS)]
 MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1)]
 ChainName = Literal[tuple(name for name, method in METHODS.items() if method.start)]
 ChainNames = Annotated[tuple[ChainName, ...], Field(min_length=1)]
+
+
+def _ascending(clip_percentiles: tuple[float, float]) -> tuple[float, float]:
+    low, high = clip_percentiles
+    if not low < high <= 100:
+        raise ValueError("the first is below the second, that at most 100")
+    return clip_percentiles
+
+
+Percentiles = Annotated[tuple[NonNegative, Positive], AfterValidator(_ascending)]
 
 
 class ProfileError(ValueError):

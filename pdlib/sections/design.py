@@ -6,6 +6,7 @@ from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from pdlib.methods import CHAIN
 from pdlib.sections.base import (
+    MOST_MEMBERS,
     ChainName,
     ChainNames,
     Count,
@@ -13,31 +14,27 @@ from pdlib.sections.base import (
     MethodName,
     MethodNames,
     NonNegative,
+    Percentiles,
     Positive,
     Presegmenter,
     ProfileError,
     Rule,
     Section,
+    Seed,
     Share,
+    Steps,
     Whole,
 )
 
 
 class Data(Section):
     folds: Annotated[StrictInt, Field(ge=3)]
-    clip_percentiles: tuple[NonNegative, Positive]
+    clip_percentiles: Percentiles
     multiple: Count  # slices are cut to the brain and padded to a multiple of this
     cases_per_site: Count  # of the phantom, as the next two
     grid_scale: tuple[Positive, Positive, Positive]
     label2_fraction: Share
     t1_dropped: Share  # of the training crops, whose T1 is missing: such networks also segment a FLAIR alone
-
-    @model_validator(mode="after")
-    def _percentiles_ascend(self) -> Self:
-        low, high = self.clip_percentiles
-        if not low < high <= 100:
-            raise ValueError(f"clip_percentiles {low:g} and {high:g}: the first is below the second, that at most 100")
-        return self
 
 
 class Machine(Section):
@@ -50,15 +47,15 @@ class Machine(Section):
 
 
 class Ensemble(Section):
-    size: Count
-    threshold: Share
+    size: Annotated[Count, Field(le=MOST_MEMBERS)]
+    threshold: Annotated[StrictFloat, Field(gt=0, lt=1)]
     vote: Literal["soft", "majority"]
 
 
 class ChainSettings(Section):
     """How a row of Table 1 becomes a chain: T' and t_stop are the paper's, of `paper_steps`."""
 
-    paper_steps: Count
+    paper_steps: Steps
     t_prime: Count
     t_stop: Whole  # where a chain with a refining network is left
     stride: Count  # about every stride-th index is visited, both ends always
@@ -79,7 +76,7 @@ class ChainSettings(Section):
 class Repeats(Section):
     """How often the key trainings are repeated, and on whom they are tested: each subject by one of the trainings."""
 
-    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)]  # of pre-segmenter, denoiser and start-matched denoiser
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]  # of pre-segmenter, denoiser and start-matched denoiser
     further_per_site: Whole  # phantom subjects that are tested instead of the test fold's; 0: that fold's are
     others_per_site: Count | None  # of them every row is tested on these, key_methods on all; None: every row on all
     key_methods: tuple[MethodName, ...]
@@ -118,7 +115,7 @@ class Confirmation(Section):
 class Comparison(Section):
     methods: MethodNames
     presegmenter: Presegmenter
-    deep_ensemble_seeds: Annotated[tuple[Whole, ...], Field(min_length=2)]
+    deep_ensemble_seeds: Annotated[tuple[Seed, ...], Field(min_length=2)]
     t_prime_candidates: Counts  # for rows that choose their own T', on the validation fold
     calls: dict[ChainName, Count]  # of rows that make another number of calls than the chain's stride gives
     weak_gap: NonNegative  # of Dice, that the Probabilistic U-Net may lie below the U-Net before its title says so

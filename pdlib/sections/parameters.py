@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, StrictInt, StrictStr, ValidationError
 
-from pdlib.sections.base import ChainNames, Count, Presegmenter, Section, Share, Whole
+from pdlib.sections.base import MOST_MEMBERS, ChainNames, Count, Presegmenter, Section, Seed, Share, Whole
 
-MOST_MEMBERS, MOST_ITEMS, LARGEST_SEED = 1000, 1000, 2**32 - 1  # NumPy takes no larger seed
+MOST_ITEMS = 1000
 Folder = Annotated[StrictStr, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
@@ -24,7 +24,7 @@ class Parameters(Section):
     changes: dict[str, Any] = Field(default_factory=dict)
     members: Annotated[StrictInt, Field(ge=1, le=MOST_MEMBERS)] = 1
     architecture: Presegmenter = "unet"
-    seed: Annotated[StrictInt, Field(ge=0, le=LARGEST_SEED)] = 0
+    seed: Seed = 0
     t_primes: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_ITEMS)] | None = None
     starts: ChainNames | None = None
     test_folds: Annotated[tuple[Whole, ...], Field(min_length=1, max_length=MOST_ITEMS)] = (0,)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from pdlib.sections.base import Count, Counts, NonNegative, Positive, Presegmenter, Section, Share
+from pdlib.sections.base import Count, Counts, NonNegative, Positive, Presegmenter, Section, Share, Steps
 from pdlib.sections.networks import (
     AttentionUNet,
     BayesianUNet,
@@ -88,14 +88,14 @@ class Segmenters(Section):
 
 class CosineSchedule(Section):
     name: Literal["cosine"]
-    steps: Count
+    steps: Steps
     offset: Positive
     max_beta: Share
 
 
 class LinearSchedule(Section):
     name: Literal["linear"]
-    steps: Count
+    steps: Steps
     first_beta: Positive
     last_beta: Share
 

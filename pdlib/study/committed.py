@@ -1,5 +1,6 @@
 """`make weights`: the networks that a clone comes with, and their Dice on three phantom subjects drawn for them."""
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import pandas as pd
 from pdlib.data import folds, wmh
 from pdlib.evaluation import records
 from pdlib.methods import CHAIN, refine_name, seeded_name
-from pdlib.paths import COMMITTED, REFERENCE, Layout, committed_scores, weights_folder
+from pdlib.paths import COMMITTED, REFERENCE, Layout, committed_scores, weights_folder, write_whole
 from pdlib.profiles import Profile, load_profile
 from pdlib.study import preparation
 from pdlib.study.comparison import Row
@@ -25,6 +26,7 @@ DRAWN_FOR = {  # a phantom of its own, on which every machine computes alike
     "machine": {"device": "cpu", "precision": "32-true", "workers": 1},
 }
 SEGMENTERS = ("unet", "attention_unet", "unet_plus_plus", "bayesian_unet")  # small ones: the largest stay out
+SUMS = COMMITTED / "SHA256SUMS"  # as sha256sum writes it
 LARGEST = 8_000_000  # bytes of all files together
 DIGITS = 3  # of a Dice in the table: what half precision and another machine must not change
 
@@ -104,10 +106,17 @@ def commit(profile: str, source: Path, out: Path, table: Path) -> pd.DataFrame:
     return both
 
 
+def digests() -> str:
+    """The SHA-256 of each weights file that comes along, a line each, as `sha256sum` writes and checks it."""
+    found = sorted(path.relative_to(COMMITTED).as_posix() for path in COMMITTED.rglob("*.safetensors"))
+    return "".join(f"{hashlib.sha256((COMMITTED / name).read_bytes()).hexdigest()}  {name}\n" for name in found)
+
+
 if __name__ == "__main__":
     chosen = os.environ.get("PDLIB_PROFILE") or REFERENCE
     kept_as = "" if chosen == REFERENCE else chosen
     try:
         commit(chosen, weights_folder(chosen), COMMITTED / kept_as, committed_scores(kept_as))
+        write_whole(SUMS, digests())
     except (ValueError, OSError) as error:
         sys.exit(f"make weights: {error}")

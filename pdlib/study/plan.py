@@ -10,14 +10,13 @@ import sys
 from collections.abc import Callable, Mapping
 
 import pandas as pd
-import yaml
 
 from pdlib.evaluation import records
 from pdlib.evaluation.stats import design_effect, detectable_difference
 from pdlib.graph import place_of
 from pdlib.methods import CHAIN
 from pdlib.paths import ROOT, Layout
-from pdlib.profiles import Profile, load_profile
+from pdlib.profiles import Profile, asked_changes, load_profile
 from pdlib.report.titles import display_name, row_title
 from pdlib.report.values import select
 from pdlib.study.claims import EVERY_STEP, TABLES, Claim, Scores, registered
@@ -147,8 +146,17 @@ def write_plan(name: str, changes: Mapping | None = None, of: str = SOURCE) -> p
     return records.write_table(folder / "plan.csv", found, stamp | spreads)
 
 
-if __name__ == "__main__":
-    given = [*sys.argv[1:], ""]
-    own = given[1] == CONFIRMATION
-    written = write_plan(given[0], None if own else yaml.safe_load(given[1]), given[0] if own else SOURCE)
+def main(name: str, changes: str = "") -> int:
+    """Write and print a plan; an input that cannot be used is one line on stderr and code 2."""
+    own = changes == CONFIRMATION
+    try:
+        written = write_plan(name, None if own else asked_changes(changes), name if own else SOURCE)
+    except (ValueError, OSError) as error:
+        print(f"make plan: {error}", file=sys.stderr)
+        return 2
     print(written[["number", "claim", "subjects", "detectable_subjects", "detectable"]].to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

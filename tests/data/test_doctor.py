@@ -270,6 +270,8 @@ FOLDS = {
     "twice": ("a,0\nb,1\nc,2\na,0\n", [("a", "error", "a subject in fold 0 twice")]),
     "left out": ("a,0\nb,1\n", [("", "note", "1 cases are in no fold: c")]),
     "unknown": ("a,0\nb,1\nc,2\nNA,3\n", [("", "warning", "1 of its subjects are no cases of the folder: NA")]),
+    "a word": ("a,x\nb,1\nc,2\n", [("a", "error", "fold 'x' is no whole number from 0 on")]),
+    "below 0": ("a,-3\nb,1\nc,2\n", [("a", "error", "fold '-3' is no whole number from 0 on")]),
     "copies apart": ("a,0\nb,1\nc,2\nd,1\n", [("d", "error", "is a copy of a, in folds 0 and 1")]),
     "copies together": ("a,0\nb,1\nc,2\nd,0\n", []),
 }
@@ -287,6 +289,12 @@ def test_folds_that_cannot_be_read_are_an_error(tmp_path, raw):
     (tmp_path / "folds.csv").write_bytes(raw)
     (only,) = fold_findings(tmp_path / "folds.csv", ["a"], [], [])
     assert only.severity == "error" and only.what.startswith("the folds cannot be read (") and "\n" not in only.what
+
+
+def test_a_folder_in_the_place_of_the_folds_is_an_error(tmp_path):
+    (tmp_path / "folds.csv").mkdir()
+    (only,) = fold_findings(tmp_path / "folds.csv", ["a"], [], [])
+    assert only.severity == "error" and only.what.startswith("the folds cannot be read (")
 
 
 REFUSALS = {

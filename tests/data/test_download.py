@@ -168,6 +168,18 @@ def test_a_server_that_asks_for_a_day_is_asked_again_sooner(server, tmp_path, pl
     assert run(server, tmp_path) == 0 and there(tmp_path) == {place: FILES[place] for place in USUAL}
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_asked(server, tmp_path, capsys):
+    (tmp_path / "data").write_text("mine")
+    assert run(server, tmp_path / "data") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path / 'data'}: is a file, not a folder"
+    assert (tmp_path / "data").read_text() == "mine" and not server.asked
+
+
+def test_without_a_network_one_line_asks_for_it(tmp_path, capsys):
+    assert download.main([str(tmp_path / "data"), "--accept-licence", "--server", "http://127.0.0.1:9"]) == 2
+    assert "the server cannot be reached, is there a network?" in capsys.readouterr().err
+
+
 @pytest.mark.fault("misbehaving server")
 @pytest.mark.parametrize(
     ("fault", "said", "requests"),

@@ -12,7 +12,9 @@ import pytest
 from scans import AFFINES, CLIP, SHAPE, change, flip_crc, rewrite_header, save, save_case, scans
 
 from pdlib.data import nifti, wmh
-from pdlib.data.nifti import CaseError
+from pdlib.data.doctor_headers import read_header
+from pdlib.data.nifti import CaseError, read_array
+from pdlib.inference.summary import InputFile
 
 
 @pytest.fixture
@@ -147,6 +149,17 @@ def test_a_damaged_header_is_read_or_refused_by_name(case, tmp_path, record_prop
             wmh.write_volume(tmp_path / "back.nii", volume.mask, volume.grid, np.uint8)
             told["read"] += 1
     assert min(told.values()) > mutations / 10
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.fault("bad images")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "wmh.nii.gz")
+    with pytest.raises(CaseError, match=r"wmh\.nii\.gz: a pipe or a device, not a regular file"):
+        read_array(tmp_path / "wmh.nii.gz", "mask")
+    assert read_header(tmp_path / "wmh.nii.gz") is None
+    with pytest.raises(CaseError, match="a pipe or a device"):
+        InputFile.read(tmp_path / "wmh.nii.gz")
 
 
 @pytest.mark.fault("bad images")

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from patients import (
     CARDS,
@@ -31,7 +32,7 @@ from pdlib import paths
 from pdlib.data import wmh
 from pdlib.evaluation.quality import AGREEMENT, FILE, IMAGE, Origin, fit
 from pdlib.inference import segment, trained
-from pdlib.training.weights import export_weights, load_weights
+from pdlib.training.weights import export_weights, load_weights, write_weights
 
 PRESEGMENTER = "attention_unet_0"
 REAL = os.environ.get("PDLIB_REAL_DATA")
@@ -300,13 +301,26 @@ HALF_TRAINED = {
         ["denoiser_0"],
         "holds a segmenter",
     ),
-    "no sampling": (lambda f: change_card(f, "denoiser_0", sampling={}), ["denoiser_0"], "lacks sampling.presegmenter"),
+    "no sampling": (lambda f: change_card(f, "denoiser_0", sampling={}), ["denoiser_0"], "presegmenter is missing"),
     "an impossible chain": (
         lambda folder: change_card(folder, "denoiser_0", "sampling", chain={"t_prime": 0}),
         ["denoiser_0"],
-        "chain cannot be used",
+        "sampling.chain.t_prime: 0: should be greater than or equal to 1",
     ),
 }
+
+
+@pytest.mark.fault("bad weights")
+@pytest.mark.parametrize("training", CARDS)
+def test_finite_weights_that_overflow_give_no_result(weights, tmp_path, capsys, training):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    path = folder / training / "best.safetensors"
+    found = load_weights(path)
+    much = {name: torch.full_like(one, 1e30) if one.dim() > 1 else one for name, one in found.tensors.items()}
+    write_weights(path, much, found.card)
+    assert run(folder, *write_pair(tmp_path), tmp_path / "out") == 2
+    assert f"{path}: the network gives numbers that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.fault("bad weights")

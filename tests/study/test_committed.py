@@ -1,12 +1,16 @@
 """The networks that the repository comes with: small, whole, and as good on a phantom as their table says."""
 
+import shutil
+import subprocess
+
 import pandas as pd
 import pytest
 
 from pdlib.evaluation import records
 from pdlib.paths import COMMITTED, committed_scores, committed_weights
 from pdlib.profiles import load_profile
-from pdlib.study.committed import DIGITS, LARGEST, drawn, names, scores
+from pdlib.study import committed
+from pdlib.study.committed import DIGITS, LARGEST, SUMS, digests, drawn, names, scores
 from pdlib.training.weights import load_weights
 
 there = pytest.mark.skipif(not committed_scores().exists(), reason="no networks are committed yet: `make weights`")
@@ -30,6 +34,19 @@ def test_the_committed_networks_are_small_and_of_one_training(kept_as):
     assert sum(path.stat().st_size for path in paths) <= {"": LARGEST, "scan": 5_000_000}[kept_as]
     assert all(one.finished and one.card["profile"] == profile for one in found.values())
     assert kept_as in ("", profile)
+
+
+@there
+def test_every_file_is_the_one_that_was_committed(tmp_path, monkeypatch):
+    assert subprocess.run(["sha256sum", "--check", "--quiet", SUMS.name], cwd=COMMITTED).returncode == 0
+    assert SUMS.read_text() == digests()
+    folder = shutil.copytree(COMMITTED, tmp_path / "weights")
+    (path, *_) = sorted(folder.glob("*/best.safetensors"))
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    monkeypatch.setattr(committed, "COMMITTED", folder)
+    assert len({*digests().splitlines()} - {*SUMS.read_text().splitlines()}) == 1
 
 
 @there

@@ -53,6 +53,21 @@ def test_rows_that_the_earlier_run_lacks_borrow_the_nearest_spread_and_say_so(ta
     assert told == pytest.approx((seeds - every).std()), "an ensemble of seeds stands in for the distance"
 
 
+@pytest.mark.fault("bad settings and parameters")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("nonsense",), "unknown profile 'nonsense'"),
+        (("smoke", "{a: b}"), "a: no such setting"),
+        (("smoke", "{"), "CHANGES={: "),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_one_line(given, told, capsys):
+    assert plan.main(*given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("make plan: ") and told in line
+
+
 def test_the_plan_is_stamped_with_what_it_was_computed_from(tables, tmp_path, monkeypatch):
     monkeypatch.setenv("PDLIB_OUT", str(tmp_path))
     written = plan.write_plan("night", {"statistics": {"seed_share": 0.0}})
