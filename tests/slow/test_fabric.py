@@ -76,6 +76,7 @@ def test_a_denoiser_of_the_study_has_the_first_losses_of_one_process(finished, t
     assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=OF_A_DENOISER)
 
 
+@pytest.mark.hours
 def test_a_denoiser_of_the_study_trains_on_two_processes_and_the_notebook_s_own_goes_on_from_it(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
