@@ -163,11 +163,9 @@ def test_a_job_runs_in_an_unkind_clone_into_an_unkind_folder_with_a_long_tmpdir(
         ("OUT=/dev/null/out", "OUT=/dev/null/out: Not a directory"),
     ],
 )
-def test_a_typo_is_refused_at_once_in_a_line_also_while_another_run_goes_on(tmp_path, given, told):
+def test_a_typo_is_refused_in_a_line_also_while_another_run_goes_on(tmp_path, given, told):
     with alone(tmp_path / "runs" / ".lock", "another run"):
-        started = time.monotonic()
         done = make(ROOT, f"OUT={tmp_path}", "PROFILE=smoke", given)
-        assert time.monotonic() - started < 10
     ours, makes = done.stderr.splitlines()
     assert done.returncode != 0 and ours.startswith("make reproduce: ") and told in ours and "Error 2" in makes
     assert "Traceback" not in done.stdout + done.stderr
