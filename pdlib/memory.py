@@ -3,10 +3,10 @@
 import errno
 import re
 
-_SAID = (  # by whom, in an error of which type, and what it says
-    ("torch", RuntimeError, r"DefaultCPUAllocator|not enough memory|could not create a primitive|std::bad_alloc"),
-    ("Python, that has no room for a frame", SystemError, r"error return without exception set"),
-    ("libwebp, in Pillow", ValueError, r"^encoding error [12]$"),  # VP8_ENC_ERROR_(BITSTREAM_)OUT_OF_MEMORY
+_SAID = (
+    (RuntimeError, r"DefaultCPUAllocator|not enough memory|could not create a primitive|std::bad_alloc"),  # torch
+    (SystemError, r"error return without exception set"),  # Python without room for a frame
+    (ValueError, r"^encoding error [12]$"),  # libwebp in Pillow: VP8_ENC_ERROR_(BITSTREAM_)OUT_OF_MEMORY
 )
 
 
@@ -14,6 +14,6 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the processor, or of a GPU, has run out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if any(isinstance(error, kind) and re.search(words, str(error)) for _, kind, words in _SAID):
+    if any(isinstance(error, kind) and re.search(words, str(error)) for kind, words in _SAID):
         return True
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from pdlib.methods import METHODS
 from pdlib.paths import CONFIGS
-from pdlib.sections.base import ProfileError, Section, Seed, Share, Whole
+from pdlib.sections.base import ProfileError, Section, Seed, Share, Whole, reason
 from pdlib.sections.design import (
     ChainSettings,
     Comparison,
@@ -240,7 +240,7 @@ def _explained(error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{'.'.join(place)}: missing"
     given = "" if isinstance(error["input"], dict | BaseModel) else f"{error['input']!r}: "
-    advice = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    advice = reason(error)
     hint = " (write 1.0e-4, with a dot: YAML reads 1e-4 as text)" if _number_as_text(error) else ""
     return f"{'.'.join(place)}{': ' if place else ''}{given}{advice}{hint}"
 

@@ -191,7 +191,9 @@ def _git(repository: Path, *command: str) -> str | None:
 
 
 def networks() -> Iterator[Check]:
-    """The Dice of the committed networks on phantom subjects, scored again: the reference's, then other profiles'."""
+    """The files of the committed networks, by SHA-256; then their Dice on phantom subjects, scored again, the
+    reference's first.
+    """
     wrong = {*digests().splitlines()} ^ {*SUMS.read_text(encoding="utf-8").splitlines()}
     names = sorted({line.partition("  ")[2] for line in wrong})
     yield Check.of(str(SUMS.relative_to(ROOT)), f"other files: {', '.join(names)}" if names else "")

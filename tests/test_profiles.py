@@ -238,10 +238,8 @@ def test_changes_that_would_lose_something_in_silence_are_refused_in_one_line(te
 
 
 def test_changes_as_they_are_typed():
-    assert asked_changes("") == {} and asked_changes("{chain: {eta: 0.5}, seed: 1}") == {
-        "chain": {"eta": 0.5},
-        "seed": 1,
-    }
+    assert asked_changes("") == {}
+    assert asked_changes("{chain: {eta: 0.5}, seed: 1}") == {"chain": {"eta": 0.5}, "seed": 1}
 
 
 @pytest.mark.fault("bad settings and parameters")

@@ -1,5 +1,6 @@
 """What every section of a profile shares: how it refuses a setting, and the ranges that settings have."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt
@@ -37,6 +38,11 @@ Percentiles = Annotated[tuple[NonNegative, Positive], AfterValidator(_ascending)
 
 class ProfileError(ValueError):
     """A profile, or a change to one, that cannot be used: one line for each setting, with its path and the choices."""
+
+
+def reason(error: Mapping[str, Any]) -> str:
+    """What pydantic says of one fault, as our lines have it."""
+    return error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
 
 
 class Section(BaseModel):

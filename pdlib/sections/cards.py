@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StrictBool, StrictStr, ValidationError
 
-from pdlib.sections.base import Count, NonNegative, Percentiles, Positive, Presegmenter, Section, Seed, Share
+from pdlib.sections.base import Count, NonNegative, Percentiles, Positive, Presegmenter, Section, Seed, Share, reason
 from pdlib.sections.design import ChainSettings, Ensemble
 from pdlib.sections.trainings import SCHEDULES, Diffusion
 
@@ -73,5 +73,4 @@ def _explained(error: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"] if part not in SCHEDULES)  # pydantic names the kind of schedule
     if error["type"] == "missing":
         return f"{place} is missing"
-    said = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    return f"{place}: {reprlib.repr(error['input'])}: {said}" if place else said
+    return f"{place}: {reprlib.repr(error['input'])}: {reason(error)}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StrictInt, StrictStr, ValidationError
 
-from pdlib.sections.base import MOST_MEMBERS, ChainNames, Count, Presegmenter, Section, Seed, Share, Whole
+from pdlib.sections.base import MOST_MEMBERS, ChainNames, Count, Presegmenter, Section, Seed, Share, Whole, reason
 
 MOST_ITEMS = 1000
 Folder = Annotated[StrictStr, Field(max_length=4096, pattern=r"^[^\x00]*$")]
@@ -69,5 +69,4 @@ def _literal(text: str) -> Any:
 
 def _explained(error: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     name = str(error["loc"][0])
-    what = error["msg"].replace("Input should be", "should be")
-    return f"{name}: {reprlib.repr(given[name])}: {what}"
+    return f"{name}: {reprlib.repr(given[name])}: {reason(error)}"

@@ -23,6 +23,7 @@ from pdlib.networks.guided_unet import GuidedUNet
 from pdlib.networks.noise_level import NoiseLevel
 from pdlib.networks.segmenters import build_segmenter
 from pdlib.paths import replacing
+from pdlib.sections.base import MOST_STEPS
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "segmenter": build_segmenter,
@@ -34,7 +35,6 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 }
 MOST_KEPT = 32  # files in memory; a run of every method uses fewer
 LARGEST, LONGEST = 4096, 64  # number and list that a card's network may have: far beyond any network here
-LATEST = 1_000_000  # index of a diffusion step that a card may name
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 PICKLE = (
     "a pickle, as torch.save writes it: reading one can run code that it holds, so none is read here;"
@@ -174,8 +174,8 @@ def _card(content: bytes) -> dict:
     if not isinstance(card, dict):
         raise ValueError("its card is no mapping")
     for key in ("step", "t_max", "t_start", "t_stop"):
-        if key in card and not (type(card[key]) is int and 0 <= card[key] <= LATEST):
-            raise ValueError(f"its card's {key} is no number from 0 to {LATEST}")
+        if key in card and not (type(card[key]) is int and 0 <= card[key] <= MOST_STEPS):
+            raise ValueError(f"its card's {key} is no number from 0 to {MOST_STEPS}")
     return card
 
 
